@@ -1,0 +1,206 @@
+"""Reading audio: files, folders and Hub datasets in, 16 kHz mono clips out."""
+
+import csv
+import io
+import itertools
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import soundfile
+import soxr
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_RATE = 16_000
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+TEXT_COLUMNS = ("transcription", "transcript", "text", "sentence", "normalized_text", "raw_transcription")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Decoded audio. `samples` is float32 in [-1, 1] at 16 kHz, mono; `text` its transcript where there is one."""
+
+    name: str
+    samples: np.ndarray
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A clip that has not been read yet; `load` returns what soundfile can open."""
+
+    name: str
+    load: Callable[[], str | Path | io.BytesIO]
+    text: str | None
+
+
+def decode(file: str | Path | io.BytesIO) -> np.ndarray:
+    """
+    Reads wav, flac, ogg or mp3 of any rate and channel count.
+
+    Returns:
+        float32 samples, 16 kHz, mono, shape (samples,).
+
+    Raises:
+        InputError: not decodable, empty, or not finite.
+    """
+    try:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"cannot be decoded ({error})") from error
+    if not len(samples):
+        raise InputError("holds no audio")
+    if not np.isfinite(samples).all():
+        raise InputError("holds NaN or infinite samples")
+    mono = samples.mean(axis=1)
+    if rate != SAMPLING_RATE:
+        mono = soxr.resample(mono, rate, SAMPLING_RATE)
+    if not len(mono):
+        raise InputError("is shorter than one sample at 16 kHz")
+    return mono
+
+
+class AudioDataset:
+    """
+    The clips of several sources, taken in turn from each.
+
+    Clips that cannot be read are skipped with a warning and listed in `skipped` ("name: reason").
+
+    Args:
+        sources (`Sequence[str]`):
+            Audio files, folders (with or without `metadata.csv` or `metadata.jsonl`) and Hub datasets
+            (`org/name`, `org/name:config` or `org/name:config:split`; streamed, the train split by default).
+        seed (`int`, *optional*):
+            Shuffles every source with this seed; without it the order is that of the source. A streamed dataset is
+            shuffled by shard and in a buffer of 100 rows.
+
+    Raises:
+        InputError: a source does not exist or holds no audio; while iterating, if not one clip was readable.
+    """
+
+    def __init__(self, sources: Sequence[str], seed: int | None = None) -> None:
+        self.skipped: list[str] = []
+        self._sources = [_source_entries(source, seed) for source in sources]
+        self._names = ", ".join(sources)
+
+    def __iter__(self) -> Iterator[Clip]:
+        self.skipped.clear()
+        found = 0
+        for entry in _take_turns([entries() for entries in self._sources]):
+            try:
+                clip = Clip(entry.name, decode(entry.load()), entry.text)
+            except (InputError, OSError) as error:
+                logger.warning("skipped %s: %s", entry.name, error)
+                self.skipped.append(f"{entry.name}: {error}")
+                continue
+            found += 1
+            yield clip
+        if not found:
+            raise InputError(
+                f"none of the {len(self.skipped)} clips in {self._names} could be read, "
+                f"the first being {self.skipped[0]}; give wav, flac, ogg or mp3 files"
+                if self.skipped
+                else f"{self._names} holds no clips; name a dataset with audio"
+            )
+
+
+def _take_turns(iterators: list[Iterator[_Entry]]) -> Iterator[_Entry]:
+    """One entry of each iterator in turn, until all are exhausted."""
+    nothing = object()
+    rounds = itertools.zip_longest(*iterators, fillvalue=nothing)
+    return (entry for entry in itertools.chain.from_iterable(rounds) if isinstance(entry, _Entry))
+
+
+def _source_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]]:
+    path = Path(source)
+    if not path.exists():
+        if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES:
+            raise InputError(f"there is no file or folder {source}; check the path given to --dataset")
+        return _hub_entries(source, seed)
+    entries = _folder_entries(path) if path.is_dir() else [_file_entry(path, None)]
+    if seed is not None:
+        random.Random(seed).shuffle(entries)
+    return lambda: iter(entries)
+
+
+def _file_entry(path: Path, text: str | None) -> _Entry:
+    return _Entry(f"{path.parent.name}/{path.name}", lambda: path, text)
+
+
+def _folder_entries(folder: Path) -> list[_Entry]:
+    metadata = next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists()), None)
+    if metadata is not None:
+        entries = [_metadata_entry(metadata, row) for row in _metadata_rows(metadata)]
+    else:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        entries = [_file_entry(path, None) for path in files]
+    if not entries:
+        raise InputError(f"{folder} holds no audio; expected {', '.join(AUDIO_SUFFIXES)} files, or metadata.csv")
+    return entries
+
+
+def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
+    try:
+        with metadata.open(newline="", encoding="utf-8") as file:
+            if metadata.suffix == ".csv":
+                return list(csv.DictReader(file))
+            return [json.loads(line) for line in file if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{metadata} is malformed ({error}); mend it or remove it to read every audio file") from error
+
+
+def _metadata_entry(metadata: Path, row: dict[str, Any]) -> _Entry:
+    if not row.get("file_name"):
+        raise InputError(f"{metadata} needs a column file_name in every row; it has {', '.join(map(str, row))}")
+    return _file_entry(metadata.parent / row["file_name"], _transcript(row))
+
+
+def _transcript(row: dict[str, Any]) -> str | None:
+    return next((row[column] for column in TEXT_COLUMNS if isinstance(row.get(column), str)), None)
+
+
+def _hub_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]]:
+    name, config, split = (*source.split(":"), "", "")[:3]
+    try:
+        splits = datasets.get_dataset_split_names(name, config or None)
+        split = split or ("train" if "train" in splits else splits[0])
+        stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"cannot open {source}: it is no file or folder here, and as a Hub dataset: {error} "
+            "Give a path, or org/name:config:split"
+        ) from error
+    features = stream.features or stream._resolve_features().features or {}
+    column = next((column for column, feature in features.items() if isinstance(feature, datasets.Audio)), None)
+    if column is None:
+        raise InputError(f"{source} has no audio column; its columns are {', '.join(features)}")
+    # datasets 5 decodes with torchcodec and FFmpeg, which users need not have.
+    stream = stream.cast_column(column, datasets.Audio(decode=False))
+    if seed is not None:
+        stream = stream.shuffle(seed=seed, buffer_size=100)
+
+    def entries() -> Iterator[_Entry]:
+        for index, row in enumerate(stream):
+            audio = row[column]
+            yield _Entry(audio["path"] or f"{source} row {index}", partial(_stored_audio, audio), _transcript(row))
+
+    return entries
+
+
+def _stored_audio(audio: dict[str, Any]) -> io.BytesIO:
+    """The encoded bytes of an undecoded `datasets.Audio` value, which holds them or says where they are."""
+    if audio["bytes"] is not None:
+        return io.BytesIO(audio["bytes"])
+    with fsspec.open(audio["path"], "rb") as file:
+        return io.BytesIO(file.read())

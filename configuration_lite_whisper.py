@@ -1,0 +1,82 @@
+# Copyright 2026 The lite-whisper authors. Licensed under the Apache License, Version 2.0:
+# http://www.apache.org/licenses/LICENSE-2.0
+"""Configuration of a Whisper whose encoder projections are low-rank pairs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import WhisperConfig
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+# Written in full into every saved config. transformers would register only the one Auto class it loaded the model with.
+AUTO_MAP = {
+    "AutoConfig": "configuration_lite_whisper.LiteWhisperConfig",
+    "AutoModel": "modeling_lite_whisper.LiteWhisperForConditionalGeneration",
+    "AutoModelForSpeechSeq2Seq": "modeling_lite_whisper.LiteWhisperForConditionalGeneration",
+}
+
+
+def projection_shape(config: WhisperConfig, projection: str) -> tuple[int, int]:
+    """(in_features, out_features) of an encoder projection, one of `PROJECTIONS`."""
+    wide = config.encoder_ffn_dim
+    return {"fc1": (config.d_model, wide), "fc2": (wide, config.d_model)}.get(
+        projection, (config.d_model, config.d_model)
+    )
+
+
+class LiteWhisperConfig(WhisperConfig):
+    """
+    `WhisperConfig` plus the rank of every compressed encoder projection.
+
+    Args:
+        low_rank_config (`list[dict[str, int]]`, *optional*):
+            One dict per encoder layer that maps the projections which are compressed (`q_proj`, `k_proj`, `v_proj`,
+            `out_proj`, `fc1`, `fc2`) to their ranks. A projection that is absent is an ordinary dense layer. Without
+            `low_rank_config` the model is exactly Whisper.
+
+    Raises:
+        ValueError: the number of layers, a projection's name or a rank does not fit the rest of the configuration.
+    """
+
+    model_type = "lite-whisper"
+    _auto_class = "AutoConfig"  # makes save_pretrained copy this file, however the class was imported
+
+    def __init__(self, low_rank_config: Sequence[dict[str, int]] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.low_rank_config = None if low_rank_config is None else [dict(ranks) for ranks in low_rank_config]
+        # transformers tells Whisper's decoding, timestamps and language handling by the type of the *instance*; what is
+        # saved, and what the Auto classes dispatch on, is the type of the class.
+        self.model_type = "whisper"  # type: ignore[misc]
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self.validate_low_rank_config()
+
+    def validate_low_rank_config(self) -> None:
+        """Raises `ValueError`, naming layer and projection, where `low_rank_config` does not fit this Whisper."""
+        if self.low_rank_config is None:
+            return
+        if len(self.low_rank_config) != self.encoder_layers:
+            raise ValueError(
+                f"low_rank_config describes {len(self.low_rank_config)} layers, but the encoder has "
+                f"{self.encoder_layers}; give one dict per encoder layer, {{}} for a layer that stays dense"
+            )
+        for layer, ranks in enumerate(self.low_rank_config):
+            for projection, rank in ranks.items():
+                if projection not in PROJECTIONS:
+                    raise ValueError(
+                        f"unknown projection {projection!r} in layer {layer} of low_rank_config; "
+                        f"expected one of {', '.join(PROJECTIONS)}"
+                    )
+                if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                    raise ValueError(f"rank {rank!r} of layer {layer} {projection} is not a positive integer")
+                in_features, out_features = projection_shape(self, projection)
+                if rank > min(in_features, out_features):
+                    raise ValueError(
+                        f"rank {rank} of layer {layer} {projection} exceeds its {min(in_features, out_features)} "
+                        f"{'inputs' if in_features <= out_features else 'outputs'}; "
+                        "lower it or leave the projection dense"
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as it is saved: `auto_map` names the Python files that are saved beside it."""
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}

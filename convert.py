@@ -1,0 +1,326 @@
+"""The command line: compress the encoder of a Whisper and write a complete model folder."""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from lite_whisper.audio import AudioDataset, Clip
+from lite_whisper.errors import InputError, exit_code
+from lite_whisper.evaluation.plots import plot_ranks
+from lite_whisper.evaluation.transcription import transcribe
+from lite_whisper.evaluation.word_error_rate import NORMALIZERS, text_normalizer, word_error_rate
+from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks, threshold_ranks
+from lite_whisper.lowrank.calibration import (
+    EncoderMoments,
+    collect_moments,
+    feature_batches,
+    load_moments,
+    save_moments,
+)
+from lite_whisper.lowrank.compression import compress, encoder_spectra
+from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from lite_whisper.saving import check_output_folder, temporary_name
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = Path(__file__).parent / "examples"
+# Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
+PROCESSOR_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `convert.py`, with the bundled miniature filled in where no model is named."""
+    parser = argparse.ArgumentParser(
+        prog="convert.py",
+        description="Compress the encoder of a Whisper by low-rank factorisation. "
+        "Without arguments: the bundled miniature Whisper, calibrated and evaluated on its bundled audio.",
+    )
+    parser.add_argument("--model", help="Hub id or folder of a Whisper, for example openai/whisper-small")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        action="extend",
+        help="calibration audio: files, folders, or Hub datasets as org/name[:config[:split]]; may be repeated",
+    )
+    parser.add_argument("--output", type=Path, help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model folder at --output")
+    parser.add_argument(
+        "--thresholds",
+        type=_thresholds,
+        default=(0.99, 0.999),
+        metavar="ATTENTION:MLP",
+        help="share of the variance to keep in attention and in the MLP (default 0.99:0.999)",
+    )
+    parser.add_argument("--rank-multiple", type=int, default=16, help="ranks are multiples of this (default 16)")
+    parser.add_argument(
+        "--num-samples",
+        type=_positive,
+        default=100,
+        help="windows of calibration audio, 30 s each for the published Whispers (default 100)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which samples are taken from the dataset (default 0)")
+    parser.add_argument("--batch-size", type=_positive, default=8, help="windows that run at once (default 8)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="what the model computes in meanwhile (default float32); it is saved in the base model's own",
+    )
+    parser.add_argument(
+        "--moments",
+        type=Path,
+        help="keep the calibration in this file; where it exists already, no audio is read",
+    )
+    parser.add_argument(
+        "--evaluate",
+        nargs="+",
+        metavar="DATASET",
+        help="transcribe these before and after; word error rate and encoder time go into the report",
+    )
+    parser.add_argument("--normalizer", choices=NORMALIZERS, default="basic", help="of the texts (default basic)")
+    arguments = parser.parse_args(argv)
+    if arguments.model is None:
+        if not EXAMPLES.exists():
+            parser.error("the bundled miniature only comes with a clone of the repository; give --model and --dataset")
+        arguments.model = str(EXAMPLES / "whisper-digits")
+        arguments.dataset = arguments.dataset or [str(EXAMPLES / "digits" / "calibration")]
+        arguments.evaluate = arguments.evaluate or [str(EXAMPLES / "digits" / "test")]
+        arguments.output = arguments.output or Path("build/lite-whisper-digits")
+    if arguments.dataset is None and not (arguments.moments and arguments.moments.exists()):
+        parser.error("--dataset is needed: files, folders or Hub datasets with audio like that of the use to come")
+    if arguments.output is None:
+        parser.error("--output is needed: the folder to write")
+    return arguments
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _thresholds(text: str) -> tuple[float, float]:
+    try:
+        attention, mlp = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.99:0.999") from None
+    return attention, mlp
+
+
+def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
+    """
+    Loads a stock Whisper in the dtype in which it is stored, from safetensors only.
+
+    Args:
+        name (`str`): Hub id or folder.
+
+    Returns:
+        The model, on the CPU, and a folder that holds its processor and generation files.
+
+    Raises:
+        InputError: it is no Whisper, is compressed already, or lacks its processor.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")):
+            raise InputError(f"there is no folder {name}; check the path given to --model")
+        files = [*PROCESSOR_FILES, "config.json", "generation_config.json"]
+        folder = Path(snapshot_download(name, allow_patterns=files))
+    config, _ = PreTrainedConfig.get_config_dict(folder)
+    if config.get("model_type") == "lite-whisper":
+        raise InputError(f"{name} is compressed already; give the Whisper that it was made from")
+    if config.get("model_type") != "whisper":
+        raise InputError(
+            f"{name} is a {config.get('model_type', 'model of unknown type')}, not a Whisper; "
+            "give a Whisper in the format of transformers, for example openai/whisper-small"
+        )
+    if not {"preprocessor_config.json", "processor_config.json"} & {path.name for path in folder.iterdir()}:
+        raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
+    if not (folder / "tokenizer_config.json").exists():
+        raise InputError(f"{name} has no tokenizer; copy its files from the Whisper it was fine-tuned from")
+    return WhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+
+
+def fingerprint(model: WhisperForConditionalGeneration) -> str:
+    """A digest of the encoder's weights, by which stored moments are known to belong to them."""
+    digest = hashlib.sha256()
+    for parameter in model.get_encoder().parameters():
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def calibrate(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
+) -> tuple[EncoderMoments, dict[str, Any]]:
+    """The moments of the encoder and what they were computed from, read from `--moments` where it exists."""
+    wanted = {
+        "encoder_weights": weights,
+        "datasets": arguments.dataset,
+        "num_samples": arguments.num_samples,
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+    }
+    if arguments.moments and arguments.moments.exists():
+        moments, origin = load_moments(arguments.moments)
+        if arguments.dataset is None:
+            wanted |= {name: origin.get(name) for name in ("datasets", "num_samples", "seed", "dtype")}
+        differences = [
+            f"{name} {origin.get(name)} there, {wanted[name]} here"
+            for name in wanted
+            if origin.get(name) != wanted[name]
+        ]
+        if differences:
+            raise InputError(
+                f"{arguments.moments} holds moments of something else: {'; '.join(differences)}. "
+                "Name another file, or remove this one to compute them anew"
+            )
+        return moments, origin
+    audio = AudioDataset(arguments.dataset, seed=arguments.seed)
+    batches = feature_batches(audio, processor.feature_extractor, arguments.num_samples, arguments.batch_size)
+    moments = collect_moments(model, batches, arguments.num_samples)
+    if audio.skipped:
+        logger.warning("skipped %d clips that could not be read", len(audio.skipped))
+    origin = {**wanted, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}
+    if arguments.moments:
+        save_moments(moments, arguments.moments, origin)
+    return moments, origin
+
+
+def measure(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[Clip],
+    arguments: argparse.Namespace,
+) -> dict[str, float]:
+    """Sizes of a model and, where there are clips, its word error rate and encoder time."""
+    figures = {
+        "encoder_parameters": sum(parameter.numel() for parameter in model.get_encoder().parameters()),
+        "total_parameters": model.num_parameters(),
+        "weight_bytes": sum(parameter.nbytes for parameter in model.parameters()),
+    }
+    if clips:
+        transcripts = transcribe(model, processor, clips, arguments.batch_size)
+        normalize = text_normalizer(arguments.normalizer, processor.tokenizer)
+        figures["word_error_rate"] = word_error_rate([clip.text or "" for clip in clips], transcripts.texts, normalize)
+        figures["encoder_milliseconds"] = transcripts.encoder_time.milliseconds_per_window
+    return figures
+
+
+def save_model_folder(
+    model: LiteWhisperForConditionalGeneration, base_folder: Path, report: dict[str, Any], path: Path
+) -> None:
+    """
+    Writes a complete model folder: weights, Python files, configuration, the base model's processor and generation
+    files as they are, `compression.json` and `ranks.png`. It appears under `path` only when it is whole.
+    """
+    with temporary_name(path) as temporary:
+        model.save_pretrained(temporary)
+        for name in (*PROCESSOR_FILES, "generation_config.json"):
+            if (base_folder / name).exists():
+                shutil.copyfile(base_folder / name, temporary / name)
+        (temporary / "compression.json").write_text(json.dumps(report, indent=2) + "\n")
+        plot_ranks(report["low_rank_config"], model.config, temporary / "ranks.png")
+
+
+def print_report(before: dict[str, float], after: dict[str, float]) -> None:
+    """Prints the figures of both models as a table."""
+    rows = {
+        "encoder parameters": ("encoder_parameters", 1e6, "M"),
+        "total parameters": ("total_parameters", 1e6, "M"),
+        "weights on disk": ("weight_bytes", 1e6, "MB"),
+        "word error rate": ("word_error_rate", 1, "%"),
+        "encoder, per window": ("encoder_milliseconds", 1, "ms"),
+    }
+    print(f"\n{'':20}{'before':>14}{'after':>14}{'after/before':>14}")
+    for label, (key, unit, name) in rows.items():
+        if key in before:
+            ratio = f"{after[key] / before[key]:13.1%}" if before[key] else f"{'-':>13}"
+            print(f"{label:20}{before[key] / unit:11.2f} {name:<2}{after[key] / unit:11.2f} {name:<2} {ratio}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Compresses the model that the arguments name and writes the result."""
+    check_output_folder(arguments.output, arguments.overwrite)
+    evaluated = list(AudioDataset(arguments.evaluate)) if arguments.evaluate else []
+    if not all(clip.text for clip in evaluated):
+        raise InputError("--evaluate needs transcripts: a folder with metadata.csv, or a dataset with a text column")
+    model, base_folder = load_base_model(arguments.model)
+    processor = WhisperProcessor.from_pretrained(base_folder)
+    weights, stored_dtype = fingerprint(model), model.dtype
+    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
+    moments, calibration = calibrate(arguments, model, processor, weights)
+    spectra = encoder_spectra(model, moments)
+    ranks = threshold_ranks(spectra, arguments.thresholds, arguments.rank_multiple)
+    lite = compress(model, moments, ranks)
+    before = measure(model, processor, evaluated, arguments)
+    after = measure(lite, processor, evaluated, arguments)
+    lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
+    report = {
+        "base_model": _public_name(arguments.model),
+        "recipe": {
+            "name": "liteasr",
+            "thresholds": arguments.thresholds,
+            "rank_multiple": arguments.rank_multiple,
+        },
+        "calibration": {**calibration, "datasets": [_public_name(source) for source in calibration["datasets"]]},
+        "low_rank_config": ranks,
+        "variance_kept": variance_kept(spectra, ranks),
+        "before": before,
+        "after": after,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("lite-whisper", "torch", "transformers", "numpy")
+        },
+    }
+    save_model_folder(lite, base_folder, report, arguments.output)
+    print_report(before, after)
+    print(f"\nwritten to {arguments.output} (what was done: compression.json, the ranks: ranks.png)")
+
+
+def _public_name(source: str) -> str:
+    """What a published file may say of a model or dataset: the Hub id, but of a path on this machine only the name."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def variance_kept(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
+    """The share of the output variance that each projection keeps; 1 where it stays dense."""
+    return [
+        {
+            projection: spectrum.share(of_layer[projection]) if projection in of_layer else 1.0
+            for projection, spectrum in spectra_of_layer.items()
+        }
+        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    logging.basicConfig(format="%(message)s")
+    arguments = parse_arguments(argv)
+    with logging_redirect_tqdm():
+        return exit_code(lambda: convert(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

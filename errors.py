@@ -1,0 +1,30 @@
+"""What goes wrong because of what the user gave, and how a command says so."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+import torch
+from safetensors import SafetensorError
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message names it, says what was expected and what to do."""
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Runs a command; what the user can mend ends in one line on stderr, anything else in a traceback."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was left behind, run the same command again", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory ({error}); lower --batch-size or use --device cpu", file=sys.stderr)
+        return 1
+    except (InputError, OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or "No space" in str(error)
+        advice = "; free some space or choose another disk, nothing half-written was left" if full else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Transcribing a set of clips and scoring the result."""

@@ -1,0 +1,1 @@
+"""Low-rank compression of an encoder: calibration, spectra, ranks, factors."""

@@ -1,0 +1,241 @@
+"""Calibration: audio in, moments of the encoder's activations out, in one streaming pass."""
+
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+from ..audio import SAMPLING_RATE, Clip
+from ..errors import InputError
+from ..saving import temporary_name
+from .spectrum import Side
+
+logger = logging.getLogger(__name__)
+
+SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
+# The narrow side of each projection. q, k and v share one input, so q_proj stands for all three.
+OBSERVED_SIDE: dict[str, Side] = {"q_proj": "input", "out_proj": "input", "fc1": "input", "fc2": "output"}
+
+
+@dataclass
+class Moments:
+    """
+    Mean and scatter of the frames seen so far; all that a covariance needs, and additive.
+
+    count : int, number of frames
+    mean : torch.Tensor, shape = (features,)
+    scatter : torch.Tensor, shape = (features, features), the sum of centred outer products
+    """
+
+    count: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def zeros(cls, features: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> "Moments":
+        """The moments of no frames."""
+        mean = torch.zeros(features, dtype=dtype, device=device)
+        return cls(0, mean, torch.zeros(features, features, dtype=dtype, device=device))
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """Shape = (features, features), the mean centred outer product; `count` must not be 0"""
+        return self.scatter / self.count
+
+    def update(self, frames: torch.Tensor) -> None:
+        """Adds frames, shape = (frames, features). Every batch is centred by its own mean, so nothing cancels."""
+        frames = frames.to(self.mean.dtype)
+        mean = frames.mean(dim=0)
+        centred = frames - mean
+        self.scatter.addmm_(centred.t(), centred)
+        self._shift(len(frames), mean)
+
+    def _shift(self, count: int, mean: torch.Tensor) -> None:
+        """Accounts for the distance between two means (Chan, Golub and LeVeque, 1979, eq. 2.1)."""
+        total = self.count + count
+        delta = mean - self.mean
+        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self.mean.add_(delta, alpha=count / total)
+        self.count = total
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if not self.count or not other.count:
+            return self if self.count else other
+        total = Moments(self.count, self.mean.clone(), self.scatter + other.scatter)
+        total._shift(other.count, other.mean)
+        return total
+
+
+EncoderMoments = list[dict[str, Moments]]
+"""One dict per encoder layer, from the projections in `OBSERVED_SIDE` to the moments of that side."""
+
+
+def projection_module(layer: WhisperEncoderLayer, projection: str) -> nn.Linear:
+    """The module of one projection (`q_proj`, ..., `fc2`) in an encoder layer."""
+    return getattr(layer if projection in ("fc1", "fc2") else layer.self_attn, projection)
+
+
+def feature_batches(
+    clips: Iterable[Clip], feature_extractor: WhisperFeatureExtractor, num_samples: int, batch_size: int
+) -> Iterator[torch.Tensor]:
+    """
+    Cuts clips into windows of the model's length and turns them into log-mel features.
+
+    Args:
+        clips (`Iterable[Clip]`): 16 kHz audio; what is longer than a window gives several.
+        feature_extractor (`WhisperFeatureExtractor`): the model's own.
+        num_samples (`int`): how many windows to take at the most.
+        batch_size (`int`): windows per batch.
+
+    Yields:
+        torch.Tensor, shape = (batch_size or fewer, mel bins, mel frames).
+
+    Raises:
+        InputError: all audio is silent.
+    """
+    length = feature_extractor.n_samples
+    silent = 0
+
+    def sounding_windows() -> Iterator[np.ndarray]:
+        nonlocal silent
+        for clip in clips:
+            for start in range(0, len(clip.samples), length):
+                window = clip.samples[start : start + length]
+                if np.abs(window).max() >= SILENCE:
+                    yield window
+                else:
+                    silent += 1
+
+    windows = itertools.islice(sounding_windows(), num_samples)
+    used = 0
+    while batch := list(itertools.islice(windows, batch_size)):
+        yield feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+        used += len(batch)
+    if silent:
+        logger.warning("left out %d silent windows", silent)
+    if not used:
+        raise InputError("the calibration audio is silent (below -80 dB); check the recordings or name another dataset")
+
+
+@torch.no_grad()
+def collect_moments(
+    model: WhisperForConditionalGeneration, batches: Iterable[torch.Tensor], num_samples: int | None = None
+) -> EncoderMoments:
+    """
+    Runs audio through the encoder once and gathers what low-rank compression needs to know of its activations.
+
+    Second moments are enough, since cov(Wx) = W cov(x) W^T; they are kept for the narrow side of each projection.
+    Memory: four d x d matrices per encoder layer, whatever the amount of audio (0.84 GB in fp32 for large-v3), on the
+    model's device; float16 and bfloat16 activations are accumulated in float32.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the model to calibrate, on any device and in any dtype.
+        batches (`Iterable[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames).
+        num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
+
+    Raises:
+        InputError: there was no audio, or an activation is NaN or infinite.
+    """
+    encoder = model.get_encoder()
+    moments: EncoderMoments = [{} for _ in encoder.layers]
+    hooks = [
+        _observe(projection_module(layer, projection), projection, layer_moments)
+        for layer, layer_moments in zip(encoder.layers, moments, strict=True)
+        for projection in OBSERVED_SIDE
+    ]
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(desc="calibration", unit="window", total=num_samples) as progress:
+            for features in batches:
+                encoder(features.to(device=model.device, dtype=model.dtype))
+                _check_finite(moments)
+                progress.update(len(features))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    if not moments[0]:
+        raise InputError("there is no calibration audio; name a dataset with audio")
+    return moments
+
+
+def _observe(module: nn.Module, projection: str, moments: dict[str, Moments]) -> torch.utils.hooks.RemovableHandle:
+    def update(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        frames = inputs[0] if OBSERVED_SIDE[projection] == "input" else output
+        frames = frames.flatten(end_dim=-2)
+        if projection not in moments:
+            dtype = torch.promote_types(frames.dtype, torch.float32)
+            moments[projection] = Moments.zeros(frames.shape[-1], dtype, frames.device)
+        moments[projection].update(frames)
+
+    return module.register_forward_hook(update)
+
+
+def _check_finite(moments: EncoderMoments) -> None:
+    named = [(layer, name, of_layer[name]) for layer, of_layer in enumerate(moments) for name in of_layer]
+    finite = torch.stack(
+        [m.mean.sum().isfinite().cpu() & m.scatter.diagonal().sum().isfinite().cpu() for *_, m in named]
+    )
+    if not finite.all():
+        layer, projection, _ = named[int(finite.int().argmin())]
+        raise InputError(
+            f"activations of encoder layer {layer} {projection} are NaN or infinite; "
+            "use --dtype float32, and check the model's weights if that does not help"
+        )
+
+
+def add_moments(first: EncoderMoments, second: EncoderMoments) -> EncoderMoments:
+    """The moments of both sets of audio together."""
+    return [{name: a[name] + b[name] for name in a} for a, b in zip(first, second, strict=True)]
+
+
+def save_moments(moments: EncoderMoments, path: Path, origin: dict[str, Any]) -> None:
+    """Writes moments to a safetensors file; `origin` says what they were computed from."""
+    tensors = {}
+    for layer, of_layer in enumerate(moments):
+        for projection, m in of_layer.items():
+            tensors[f"{layer}.{projection}.count"] = torch.tensor(m.count)
+            tensors[f"{layer}.{projection}.mean"] = m.mean.cpu()
+            tensors[f"{layer}.{projection}.scatter"] = m.scatter.cpu()
+    with temporary_name(path) as temporary:
+        save_file(tensors, temporary, metadata={"origin": json.dumps(origin)})
+
+
+def load_moments(path: Path) -> tuple[EncoderMoments, dict[str, Any]]:
+    """
+    Reads what `save_moments` wrote: the moments and their origin.
+
+    Raises:
+        InputError: the file is not one of moments.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = json.loads(file.metadata()["origin"])
+            layers = 1 + max(int(name.split(".")[0]) for name in file.keys())  # noqa: SIM118 (not a dict)
+            moments = [
+                {
+                    projection: Moments(
+                        int(file.get_tensor(f"{layer}.{projection}.count")),
+                        file.get_tensor(f"{layer}.{projection}.mean"),
+                        file.get_tensor(f"{layer}.{projection}.scatter"),
+                    )
+                    for projection in OBSERVED_SIDE
+                }
+                for layer in range(layers)
+            ]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error
+    return moments, origin
