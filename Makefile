@@ -20,4 +20,4 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
-	$(BIN)/pytest --rootdir tests tests
+	$(BIN)/pytest tests

@@ -170,12 +170,21 @@ def _transcript(row: dict[str, Any]) -> str | None:
     return next((row[column] for column in TEXT_COLUMNS if isinstance(row.get(column), str)), None)
 
 
+class _StoredAudio(datasets.Audio):
+    """Audio as it is stored. datasets 5 loads torchcodec and FFmpeg, which users need not have, even to name a file."""
+
+    def encode_example(self, value: str | dict[str, Any]) -> dict[str, Any]:
+        return {"bytes": None, "path": value} if isinstance(value, str) else value
+
+
 def _hub_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]]:
     name, config, split = (*source.split(":"), "", "")[:3]
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
         split = split or ("train" if "train" in splits else splits[0])
-        stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
+        builder = datasets.load_dataset_builder(name, config or None)
+        builder.config.decode_num_threads = 0  # folders of audio files are otherwise decoded before any cast
+        stream = builder.as_streaming_dataset(split=split)
     except (ValueError, OSError) as error:
         raise InputError(
             f"cannot open {source}: it is no file or folder here, and as a Hub dataset: {error} "
@@ -185,8 +194,7 @@ def _hub_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]
     column = next((column for column, feature in features.items() if isinstance(feature, datasets.Audio)), None)
     if column is None:
         raise InputError(f"{source} has no audio column; its columns are {', '.join(features)}")
-    # datasets 5 decodes with torchcodec and FFmpeg, which users need not have.
-    stream = stream.cast_column(column, datasets.Audio(decode=False))
+    stream = stream.cast_column(column, _StoredAudio(decode=False))
     if seed is not None:
         stream = stream.shuffle(seed=seed, buffer_size=100)
 

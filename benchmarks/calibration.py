@@ -1,0 +1,102 @@
+"""
+Peak memory of calibration and time of all factorisations at the shape of large-v3 (random weights).
+
+    python benchmarks/calibration.py [--threads 2] [--batch-size 2]
+
+The decoder plays no part and has one layer. Every number of windows runs in a process of its own.
+"""
+
+import argparse
+import multiprocessing
+import threading
+import time
+
+import psutil
+import torch
+from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments
+from lite_whisper.lowrank.compression import compress, encoder_spectra
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+LARGE_V3 = {
+    "num_mel_bins": 128,
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 20,
+    "decoder_ffn_dim": 5120,
+    "vocab_size": 51866,
+}
+
+
+class PeakMemory:
+    """The largest resident memory of this process while the context lasts, in bytes above that at its start."""
+
+    def __enter__(self) -> "PeakMemory":
+        self._process, self._done = psutil.Process(), threading.Event()
+        self._before = self._peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def above_start(self) -> int:
+        """Bytes."""
+        return self._peak - self._before
+
+
+def calibrate(
+    windows: int, batch_size: int, threads: int
+) -> tuple[WhisperForConditionalGeneration, EncoderMoments, float, float]:
+    """Builds the model and calibrates it on random features; returns both, the peak in bytes and the seconds."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(**LARGE_V3)).eval()
+    batches = (torch.randn(batch_size, 128, 3000) for _ in range(0, windows, batch_size))
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        moments = collect_moments(model, batches, windows)
+    return model, moments, memory.above_start, time.perf_counter() - start
+
+
+def measure(windows: int, factorise: bool, arguments: argparse.Namespace) -> None:
+    """Prints the figures for one number of windows."""
+    model, moments, peak, seconds = calibrate(windows, arguments.batch_size, arguments.threads)
+    print(f"{windows} windows: peak {peak / 1e9:.2f} GB above the model's own, {seconds:.0f} s", flush=True)
+    if factorise:
+        start = time.perf_counter()
+        spectra = encoder_spectra(model, moments)
+        spectra_done = time.perf_counter()
+        compress(model, moments, [dict.fromkeys(of_layer, 320) for of_layer in spectra])
+        done = time.perf_counter()
+        count = sum(map(len, spectra))
+        print(f"{count} spectra: {spectra_done - start:.0f} s, {count} factorisations: {done - spectra_done:.0f} s")
+
+
+def main() -> None:
+    """Measures 2 and 6 windows, the factorisations once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=2)
+    arguments = parser.parse_args()
+    print(f"shape of large-v3, fp32, batch size {arguments.batch_size}, {arguments.threads} threads")
+    context = multiprocessing.get_context("spawn")
+    for windows, factorise in ((2, False), (6, True)):
+        process = context.Process(target=measure, args=(windows, factorise, arguments))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Moments: streaming, additive, in fp32 or better, with hooks that never stay."""
+
+import copy
+
+import pytest
+import torch
+from lite_whisper.errors import InputError
+from lite_whisper.lowrank.calibration import add_moments, collect_moments, load_moments, save_moments
+
+
+def hooks_of(model: torch.nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def assert_equal_moments(first, second, tolerance: float = 0) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].count == b[name].count
+            largest = float(a[name].scatter.abs().max())
+            torch.testing.assert_close(a[name].scatter, b[name].scatter, rtol=0, atol=tolerance * largest)
+            torch.testing.assert_close(a[name].mean, b[name].mean, rtol=0, atol=max(tolerance, 1e-12))
+
+
+def test_agrees_with_float64(base_model, calibration_batches, moments) -> None:
+    exact = collect_moments(copy.deepcopy(base_model).double(), calibration_batches)
+    for single, double in zip(moments, exact, strict=True):
+        for name in single:
+            assert single[name].scatter.dtype == torch.float32
+            assert double[name].scatter.dtype == torch.float64
+            error = (single[name].scatter.double() - double[name].scatter).norm() / double[name].scatter.norm()
+            assert error < 1e-5, name
+
+
+def test_batches_and_sums_change_nothing(base_model, calibration_batches, moments) -> None:
+    one_by_one = [window[None] for batch in calibration_batches for window in batch]
+    assert_equal_moments(moments, collect_moments(base_model, one_by_one), 1e-5)
+    halves = [collect_moments(base_model, calibration_batches[part]) for part in (slice(0, 1), slice(1, None))]
+    assert_equal_moments(moments, add_moments(*halves), 1e-5)
+
+
+def test_half_precision_accumulates_in_float32(base_model, calibration_batches) -> None:
+    half = collect_moments(copy.deepcopy(base_model).to(torch.bfloat16), calibration_batches[:1])
+    assert half[0]["fc2"].scatter.dtype == torch.float32
+
+
+def test_saved_moments_come_back(tmp_path, moments) -> None:
+    save_moments(moments, tmp_path / "moments.safetensors", {"seed": 3})
+    loaded, origin = load_moments(tmp_path / "moments.safetensors")
+    assert origin == {"seed": 3}
+    assert_equal_moments(moments, loaded)
+    (tmp_path / "moments.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="not a file of moments"):
+        load_moments(tmp_path / "moments.safetensors")
+
+
+def test_hooks_are_removed_and_mode_restored(base_model, calibration_batches) -> None:
+    model = copy.deepcopy(base_model).train()
+    collect_moments(model, calibration_batches[:1])
+    assert hooks_of(model) == hooks_of(base_model)
+    assert model.training
+
+    def failing():
+        yield calibration_batches[0]
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        collect_moments(model, failing())
+    assert hooks_of(model) == hooks_of(base_model)
+
+
+def test_activations_that_are_not_finite_are_named(base_model, calibration_batches) -> None:
+    model = copy.deepcopy(base_model)
+    model.get_encoder().layers[2].fc1.bias.data[5] = float("nan")
+    with pytest.raises(InputError, match="layer 2 fc2"):
+        collect_moments(model, calibration_batches[:1])
+    with pytest.raises(InputError, match="no calibration audio"):
+        collect_moments(base_model, [])

@@ -1,0 +1,104 @@
+"""Every command and program in the README runs as it stands there, against a stand-in for the Hub."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hub_stand_in import HubStandIn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def librispeech(folder: Path) -> Path:
+    """A dataset in the form of the one that the README names, holding the bundled calibration audio."""
+    audio = [
+        {"bytes": path.read_bytes(), "path": path.name}
+        for path in sorted((ROOT / "examples/digits/calibration").glob("*.flac"))[:20]
+    ]
+    columns = pyarrow.table({"audio": audio, "text": [""] * len(audio), "id": np.arange(len(audio))})
+    features = '{"info": {"features": {"audio": {"_type": "Audio"}, "text": {"dtype": "string", "_type": "Value"}, '
+    features += '"id": {"dtype": "int64", "_type": "Value"}}}}'
+    (folder / "clean").mkdir(parents=True)
+    pyarrow.parquet.write_table(
+        columns.replace_schema_metadata({"huggingface": features}), folder / "clean/train.100-00000-of-00001.parquet"
+    )
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: clean\n  data_files:\n  - split: train.100\n    path: clean/train.100-*\n---\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder in which the commands can be typed: what a clone has, and recordings of one's own."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("convert.py", "examples", "build", ".venv"):
+        (folder / name).symlink_to(ROOT / name)
+    for name, source in (("recordings", "calibration"), ("held-out", "test")):
+        shutil.copytree(ROOT / "examples/digits" / source, folder / name)
+        listing = (folder / name / "metadata.csv").read_text().splitlines(keepends=True)
+        (folder / name / "metadata.csv").write_text("".join(listing[:13]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo() -> str:
+    """What `make demo` prints."""
+    result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_demo(demo: str) -> None:
+    rows = dict(re.findall(r"^(\w[\w ,]+?) {2,}.* ([\d.]+)%$", demo, flags=re.MULTILINE))
+    assert rows.keys() == {
+        "encoder parameters",
+        "total parameters",
+        "weights on disk",
+        "word error rate",
+        "encoder, per window",
+    }
+    assert float(rows["encoder parameters"]) < 50
+    assert demo.splitlines()[-1].strip() == "one two two one".replace("two two", "two")  # the miniature drops one
+
+
+def test_programs(demo: str, workplace: Path) -> None:
+    environment = os.environ | {"HF_HOME": str(workplace / "cache")}
+    for program in blocks("python"):
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=workplace, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+
+
+def test_commands(workplace: Path, tmp_path: Path) -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines() if not line.startswith("make ")]
+    with HubStandIn(
+        {"openai/whisper-small": ROOT / "examples/whisper-digits"},
+        {"openslr/librispeech_asr": librispeech(tmp_path / "librispeech")},
+    ) as hub:
+        script = "set -e\n" + "\n".join(commands)
+        result = subprocess.run(
+            ["bash", "-c", script],
+            cwd=workplace,
+            env=os.environ | hub.environment(tmp_path / "cache"),
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 0, result.stderr
+    outputs = re.findall(r"--output (\S+)", "\n".join(commands))
+    assert len(outputs) == len(set(outputs)) == 4
+    for output in outputs:
+        assert (workplace / output / "compression.json").exists()
