@@ -58,7 +58,9 @@ def decode(file: str | Path | io.BytesIO) -> np.ndarray:
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"cannot be decoded ({error})") from error
+        # Not the whole message: it repeats the path, and what was skipped is told in a file that is published.
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(f"cannot be decoded ({reason.rstrip('.')})") from error
     if not len(samples):
         raise InputError("holds no audio")
     if not np.isfinite(samples).all():
@@ -152,7 +154,7 @@ def _folder_entries(folder: Path) -> list[_Entry]:
 
 def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
     try:
-        with metadata.open(newline="", encoding="utf-8") as file:
+        with metadata.open(newline="", encoding="utf-8-sig") as file:
             if metadata.suffix == ".csv":
                 return list(csv.DictReader(file))
             return [json.loads(line) for line in file if line.strip()]
@@ -161,8 +163,9 @@ def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
 
 
 def _metadata_entry(metadata: Path, row: dict[str, Any]) -> _Entry:
-    if not row.get("file_name"):
-        raise InputError(f"{metadata} needs a column file_name in every row; it has {', '.join(map(str, row))}")
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+        found = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
+        raise InputError(f"{metadata} needs a column file_name with a file's name in every row; one has {found}")
     return _file_entry(metadata.parent / row["file_name"], _transcript(row))
 
 

@@ -9,7 +9,10 @@ COMMANDS = {"convert": convert.main}
 
 def main() -> int:
     """Runs the command that the first argument names; returns the exit code."""
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        print(f"usage: lite-whisper {{{','.join(COMMANDS)}}} ... (--help after a command explains it)", file=sys.stderr)
-        return 2
-    return COMMANDS[sys.argv[1]](sys.argv[2:])
+    name, *rest = sys.argv[1:] or [""]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        usage = f"usage: lite-whisper {{{','.join(COMMANDS)}}} ... (--help after a command explains it)"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return COMMANDS[name](rest, f"lite-whisper {name}")

@@ -3,19 +3,15 @@
 import argparse
 import hashlib
 import importlib.metadata
-import json
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from lite_whisper.audio import AudioDataset, Clip
 from lite_whisper.errors import InputError, exit_code
-from lite_whisper.evaluation.plots import plot_ranks
 from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.evaluation.word_error_rate import NORMALIZERS, text_normalizer, word_error_rate
 from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks, threshold_ranks
@@ -27,32 +23,20 @@ from lite_whisper.lowrank.calibration import (
     save_moments,
 )
 from lite_whisper.lowrank.compression import compress, encoder_spectra
-from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.saving import check_output_folder, temporary_name
+from lite_whisper.model_folder import load_base_model, save_model_folder
+from lite_whisper.saving import check_output_folder
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parent / "examples"
-# Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
-PROCESSOR_FILES = (
-    "added_tokens.json",
-    "merges.txt",
-    "normalizer.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.py") -> argparse.Namespace:
     """The arguments of `convert.py`, with the bundled miniature filled in where no model is named."""
     parser = argparse.ArgumentParser(
-        prog="convert.py",
+        prog=program,
         description="Compress the encoder of a Whisper by low-rank factorisation. "
         "Without arguments: the bundled miniature Whisper, calibrated and evaluated on its bundled audio.",
     )
@@ -72,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="ATTENTION:MLP",
         help="share of the variance to keep in attention and in the MLP (default 0.99:0.999)",
     )
-    parser.add_argument("--rank-multiple", type=int, default=16, help="ranks are multiples of this (default 16)")
+    parser.add_argument("--rank-multiple", type=_positive, default=16, help="ranks are multiples of this (default 16)")
     parser.add_argument(
         "--num-samples",
         type=_positive,
@@ -81,7 +65,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="which samples are taken from the dataset (default 0)")
     parser.add_argument("--batch-size", type=_positive, default=8, help="windows that run at once (default 8)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -126,41 +112,18 @@ def _thresholds(text: str) -> tuple[float, float]:
         attention, mlp = (float(part) for part in text.split(":"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.99:0.999") from None
+    if not (0 < attention < 1 and 0 < mlp < 1):
+        raise argparse.ArgumentTypeError(f"both shares of {text} must lie between 0 and 1, for example 0.99:0.999")
     return attention, mlp
 
 
-def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
-    """
-    Loads a stock Whisper in the dtype in which it is stored, from safetensors only.
-
-    Args:
-        name (`str`): Hub id or folder.
-
-    Returns:
-        The model, on the CPU, and a folder that holds its processor and generation files.
-
-    Raises:
-        InputError: it is no Whisper, is compressed already, or lacks its processor.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")):
-            raise InputError(f"there is no folder {name}; check the path given to --model")
-        files = [*PROCESSOR_FILES, "config.json", "generation_config.json"]
-        folder = Path(snapshot_download(name, allow_patterns=files))
-    config, _ = PreTrainedConfig.get_config_dict(folder)
-    if config.get("model_type") == "lite-whisper":
-        raise InputError(f"{name} is compressed already; give the Whisper that it was made from")
-    if config.get("model_type") != "whisper":
-        raise InputError(
-            f"{name} is a {config.get('model_type', 'model of unknown type')}, not a Whisper; "
-            "give a Whisper in the format of transformers, for example openai/whisper-small"
-        )
-    if not {"preprocessor_config.json", "processor_config.json"} & {path.name for path in folder.iterdir()}:
-        raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
-    if not (folder / "tokenizer_config.json").exists():
-        raise InputError(f"{name} has no tokenizer; copy its files from the Whisper it was fine-tuned from")
-    return WhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text} cannot be used ({reason}); use cpu, or cuda with a GPU") from None
+    return text
 
 
 def fingerprint(model: WhisperForConditionalGeneration) -> str:
@@ -183,6 +146,8 @@ def calibrate(
         "dtype": arguments.dtype,
     }
     if arguments.moments and arguments.moments.exists():
+        if arguments.moments.is_dir():
+            raise InputError(f"--moments {arguments.moments} is a folder; name a file to keep the calibration in")
         moments, origin = load_moments(arguments.moments)
         if arguments.dataset is None:
             wanted |= {name: origin.get(name) for name in ("datasets", "num_samples", "seed", "dtype")}
@@ -213,12 +178,13 @@ def measure(
     processor: WhisperProcessor,
     clips: Sequence[Clip],
     arguments: argparse.Namespace,
+    stored_dtype: torch.dtype,
 ) -> dict[str, float]:
     """Sizes of a model and, where there are clips, its word error rate and encoder time."""
     figures = {
         "encoder_parameters": sum(parameter.numel() for parameter in model.get_encoder().parameters()),
         "total_parameters": model.num_parameters(),
-        "weight_bytes": sum(parameter.nbytes for parameter in model.parameters()),
+        "weight_bytes": model.num_parameters() * stored_dtype.itemsize,
     }
     if clips:
         transcripts = transcribe(model, processor, clips, arguments.batch_size)
@@ -226,22 +192,6 @@ def measure(
         figures["word_error_rate"] = word_error_rate([clip.text or "" for clip in clips], transcripts.texts, normalize)
         figures["encoder_milliseconds"] = transcripts.encoder_time.milliseconds_per_window
     return figures
-
-
-def save_model_folder(
-    model: LiteWhisperForConditionalGeneration, base_folder: Path, report: dict[str, Any], path: Path
-) -> None:
-    """
-    Writes a complete model folder: weights, Python files, configuration, the base model's processor and generation
-    files as they are, `compression.json` and `ranks.png`. It appears under `path` only when it is whole.
-    """
-    with temporary_name(path) as temporary:
-        model.save_pretrained(temporary)
-        for name in (*PROCESSOR_FILES, "generation_config.json"):
-            if (base_folder / name).exists():
-                shutil.copyfile(base_folder / name, temporary / name)
-        (temporary / "compression.json").write_text(json.dumps(report, indent=2) + "\n")
-        plot_ranks(report["low_rank_config"], model.config, temporary / "ranks.png")
 
 
 def print_report(before: dict[str, float], after: dict[str, float]) -> None:
@@ -263,6 +213,8 @@ def print_report(before: dict[str, float], after: dict[str, float]) -> None:
 def convert(arguments: argparse.Namespace) -> None:
     """Compresses the model that the arguments name and writes the result."""
     check_output_folder(arguments.output, arguments.overwrite)
+    if arguments.output.resolve() == Path(arguments.model).resolve():
+        raise InputError("--output is the base model itself; choose another folder")
     evaluated = list(AudioDataset(arguments.evaluate)) if arguments.evaluate else []
     if not all(clip.text for clip in evaluated):
         raise InputError("--evaluate needs transcripts: a folder with metadata.csv, or a dataset with a text column")
@@ -271,11 +223,14 @@ def convert(arguments: argparse.Namespace) -> None:
     weights, stored_dtype = fingerprint(model), model.dtype
     model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
     moments, calibration = calibrate(arguments, model, processor, weights)
+    if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
+        # The calibration may be rough, what is saved may not: the weights again, as they are stored.
+        model = load_base_model(arguments.model)[0].to(arguments.device)  # type: ignore[arg-type]
     spectra = encoder_spectra(model, moments)
     ranks = threshold_ranks(spectra, arguments.thresholds, arguments.rank_multiple)
     lite = compress(model, moments, ranks)
-    before = measure(model, processor, evaluated, arguments)
-    after = measure(lite, processor, evaluated, arguments)
+    before = measure(model, processor, evaluated, arguments, stored_dtype)
+    after = measure(lite, processor, evaluated, arguments, stored_dtype)
     lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
     report = {
         "base_model": _public_name(arguments.model),
@@ -293,14 +248,16 @@ def convert(arguments: argparse.Namespace) -> None:
             name: importlib.metadata.version(name) for name in ("lite-whisper", "torch", "transformers", "numpy")
         },
     }
-    save_model_folder(lite, base_folder, report, arguments.output)
+    save_model_folder(lite, base_folder, arguments.output, report)
     print_report(before, after)
     print(f"\nwritten to {arguments.output} (what was done: compression.json, the ranks: ranks.png)")
 
 
 def _public_name(source: str) -> str:
     """What a published file may say of a model or dataset: the Hub id, but of a path on this machine only the name."""
-    return Path(source).resolve().name if Path(source).exists() else source
+    path = Path(source)
+    # A dataset may be gone by now where its moments were kept.
+    return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
 
 
 def variance_kept(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
@@ -314,10 +271,10 @@ def variance_kept(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "convert.py") -> int:
     """Runs the command line; returns the exit code."""
     logging.basicConfig(format="%(message)s")
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, program)
     with logging_redirect_tqdm():
         return exit_code(lambda: convert(arguments))
 

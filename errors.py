@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from safetensors import SafetensorError
 
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message names it, says what was expected and what to do."""
@@ -23,7 +25,8 @@ def exit_code(command: Callable[[], None]) -> int:
         print(f"error: out of memory ({error}); lower --batch-size or use --device cpu", file=sys.stderr)
         return 1
     except (InputError, OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or "No space" in str(error)
+        # safetensors gives the number in its text only.
+        full = any(code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK)
         advice = "; free some space or choose another disk, nothing half-written was left" if full else ""
         print(f"error: {error}{advice}", file=sys.stderr)
         return 1

@@ -2,9 +2,12 @@
 # http://www.apache.org/licenses/LICENSE-2.0
 """Whisper whose encoder projections are low-rank pairs (LiteASR, Kamahori et al., EMNLP 2025)."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import (
     WhisperDecoder,
     WhisperEncoder,
@@ -111,3 +114,30 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
         self.post_init()
+
+    @torch.no_grad()
+    def to_whisper(self) -> WhisperForConditionalGeneration:
+        """
+        Multiplies every pair out, for programs that know no low-rank layer.
+
+        Returns:
+            A stock Whisper with the same outputs, in the same dtype, on the same device; no memory is shared. The bias
+            of a compressed `k_proj` is dropped, since Whisper has none there: it adds the same number to a query's
+            score of every key, which cancels in the softmax.
+        """
+        ours = ("architectures", "auto_map", "low_rank_config", "model_type")
+        config = WhisperConfig(**{name: value for name, value in self.config.to_dict().items() if name not in ours})
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for name, pair in self.named_modules():
+            if isinstance(pair, LowRankLinear):
+                del state[f"{name}.weight1"], state[f"{name}.weight2"]
+                weight = (pair.weight1.float() @ pair.weight2.float()).t()
+                state[f"{name}.weight"] = weight.to(pair.weight1).contiguous()
+                if name.endswith("k_proj"):
+                    del state[f"{name}.bias"]
+        with torch.device("meta"):
+            stock = WhisperForConditionalGeneration(config)
+        stock.load_state_dict(state, assign=True)
+        stock.tie_weights()
+        stock.generation_config = copy.deepcopy(self.generation_config)
+        return stock.train(self.training)

@@ -12,22 +12,23 @@ from .errors import InputError
 @contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
     """Gives a name beside `path` for a file or folder, renamed to `path` on success and removed on any failure."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary, replaced = (path.parent / f".{path.name}.{os.getpid()}.{end}" for end in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         if path.is_dir():
-            replaced = path.parent / f".{path.name}.{os.getpid()}.old"
             path.rename(replaced)
             temporary.rename(path)
-            shutil.rmtree(replaced)
         else:
             temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        for left_over in (temporary, replaced):
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            else:
+                left_over.unlink(missing_ok=True)
 
 
 def check_output_folder(path: Path, overwrite: bool) -> None:
@@ -37,6 +38,9 @@ def check_output_folder(path: Path, overwrite: bool) -> None:
     Raises:
         InputError: it exists and `overwrite` is not set, or what would be overwritten is not a model folder.
     """
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"nothing can be written below {parent}; choose another --output")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not (path / "config.json").exists():

@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import threading
 import time
+from typing import Any
 
 import psutil
 import torch
@@ -17,7 +18,7 @@ from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments
 from lite_whisper.lowrank.compression import compress, encoder_spectra
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-LARGE_V3 = {
+LARGE_V3: dict[str, Any] = {
     "num_mel_bins": 128,
     "d_model": 1280,
     "encoder_layers": 32,

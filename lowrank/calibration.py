@@ -149,46 +149,45 @@ def collect_moments(
         InputError: there was no audio, or an activation is NaN or infinite.
     """
     encoder = model.get_encoder()
-    moments: EncoderMoments = [{} for _ in encoder.layers]
-    hooks = [
-        _observe(projection_module(layer, projection), projection, layer_moments)
-        for layer, layer_moments in zip(encoder.layers, moments, strict=True)
-        for projection in OBSERVED_SIDE
-    ]
+    # All of it is allocated at once, so that too little memory shows before the audio is read, not after.
+    moments: EncoderMoments = []
+    hooks = []
+    for layer in encoder.layers:
+        moments.append({})
+        for projection, side in OBSERVED_SIDE.items():
+            linear = projection_module(layer, projection)
+            features = linear.in_features if side == "input" else linear.out_features
+            dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+            moments[-1][projection] = Moments.zeros(features, dtype, linear.weight.device)
+            hooks.append(_observe(linear, side, moments[-1][projection]))
     training = model.training
     model.eval()
     try:
         with tqdm(desc="calibration", unit="window", total=num_samples) as progress:
-            for features in batches:
-                encoder(features.to(device=model.device, dtype=model.dtype))
+            for batch in batches:
+                encoder(batch.to(device=model.device, dtype=model.dtype))
                 _check_finite(moments)
-                progress.update(len(features))
+                progress.update(len(batch))
     finally:
         for hook in hooks:
             hook.remove()
         model.train(training)
-    if not moments[0]:
+    if not moments[0]["q_proj"].count:
         raise InputError("there is no calibration audio; name a dataset with audio")
     return moments
 
 
-def _observe(module: nn.Module, projection: str, moments: dict[str, Moments]) -> torch.utils.hooks.RemovableHandle:
+def _observe(linear: nn.Linear, side: Side, moments: Moments) -> torch.utils.hooks.RemovableHandle:
     def update(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        frames = inputs[0] if OBSERVED_SIDE[projection] == "input" else output
-        frames = frames.flatten(end_dim=-2)
-        if projection not in moments:
-            dtype = torch.promote_types(frames.dtype, torch.float32)
-            moments[projection] = Moments.zeros(frames.shape[-1], dtype, frames.device)
-        moments[projection].update(frames)
+        moments.update((inputs[0] if side == "input" else output).flatten(end_dim=-2))
 
-    return module.register_forward_hook(update)
+    return linear.register_forward_hook(update)
 
 
 def _check_finite(moments: EncoderMoments) -> None:
     named = [(layer, name, of_layer[name]) for layer, of_layer in enumerate(moments) for name in of_layer]
-    finite = torch.stack(
-        [m.mean.sum().isfinite().cpu() & m.scatter.diagonal().sum().isfinite().cpu() for *_, m in named]
-    )
+    # A frame that is not finite spreads to the mean and the variances.
+    finite = torch.stack([(m.mean.sum() + m.scatter.trace()).isfinite().cpu() for *_, m in named])
     if not finite.all():
         layer, projection, _ = named[int(finite.int().argmin())]
         raise InputError(
