@@ -57,7 +57,7 @@ def workplace(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def demo() -> str:
     """What `make demo` prints."""
-    result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(["make", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
