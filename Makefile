@@ -1,6 +1,7 @@
 # `make demo` shows the whole program on the bundled miniature, `make test` checks it; both make .venv where it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+OLD := .venv-4.57/bin
 
 .PHONY: demo test
 
@@ -12,12 +13,22 @@ BIN := .venv/bin
 	mkdir -p .venv/typecheck && ln -sfn ../.. .venv/typecheck/lite_whisper
 	touch $@
 
+# The files that travel to the Hub must also run under the last transformers 4, which cannot be installed beside datasets 5.
+.venv-4.57/installed: Makefile
+	$(PYTHON) -m venv .venv-4.57
+	$(OLD)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OLD)/pip install --quiet --disable-pip-version-check 'transformers==4.57.*' accelerate peft pytest soundfile torchao
+	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/python convert.py --overwrite
 	$(BIN)/python examples/transcribe.py build/lite-whisper-digits examples/digits/test/test_000.flac
 
-test: .venv/installed
+test: .venv/installed .venv-4.57/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
 	$(BIN)/pytest tests
+	$(OLD)/pytest tests/compatibility
+	PYTHONPATH=.venv-4.57/package $(OLD)/pytest tests/training

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
 from lite_whisper.audio import AudioDataset, Clip
 from lite_whisper.errors import InputError, exit_code
 from lite_whisper.evaluation.transcription import transcribe
@@ -23,10 +26,8 @@ from lite_whisper.lowrank.calibration import (
     save_moments,
 )
 from lite_whisper.lowrank.compression import compress, encoder_spectra
-from lite_whisper.model_folder import load_base_model, save_model_folder
+from lite_whisper.model_folder import load_base_model, merge, save_model_folder, upgrade
 from lite_whisper.saving import check_output_folder
-from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,17 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         action="extend",
         help="calibration audio: files, folders, or Hub datasets as org/name[:config[:split]]; may be repeated",
     )
+    parser.add_argument(
+        "--merge",
+        metavar="LITE_WHISPER",
+        help="instead of compressing: multiply the pairs of a compressed model out and write a stock Whisper",
+    )
+    parser.add_argument(
+        "--upgrade",
+        metavar="LITE_WHISPER",
+        help="instead of compressing: rewrite a checkpoint of efficient-speech/ as a complete model folder",
+    )
+    parser.add_argument("--base-model", help="with --upgrade: the Whisper that it was made from, if unknown")
     parser.add_argument("--output", type=Path, help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the model folder at --output")
     parser.add_argument(
@@ -87,14 +99,19 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
     )
     parser.add_argument("--normalizer", choices=NORMALIZERS, default="basic", help="of the texts (default basic)")
     arguments = parser.parse_args(argv)
-    if arguments.model is None:
+    sources = [name for name in ("model", "merge", "upgrade") if getattr(arguments, name)]
+    if len(sources) > 1:
+        parser.error(f"--{sources[0]} and --{sources[1]} exclude each other")
+    if arguments.base_model and not arguments.upgrade:
+        parser.error("--base-model goes with --upgrade; the model to compress is --model")
+    if not sources:
         if not EXAMPLES.exists():
             parser.error("the bundled miniature only comes with a clone of the repository; give --model and --dataset")
         arguments.model = str(EXAMPLES / "whisper-digits")
         arguments.dataset = arguments.dataset or [str(EXAMPLES / "digits" / "calibration")]
         arguments.evaluate = arguments.evaluate or [str(EXAMPLES / "digits" / "test")]
         arguments.output = arguments.output or Path("build/lite-whisper-digits")
-    if arguments.dataset is None and not (arguments.moments and arguments.moments.exists()):
+    if arguments.model and arguments.dataset is None and not (arguments.moments and arguments.moments.exists()):
         parser.error("--dataset is needed: files, folders or Hub datasets with audio like that of the use to come")
     if arguments.output is None:
         parser.error("--output is needed: the folder to write")
@@ -212,9 +229,6 @@ def print_report(before: dict[str, float], after: dict[str, float]) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     """Compresses the model that the arguments name and writes the result."""
-    check_output_folder(arguments.output, arguments.overwrite)
-    if arguments.output.resolve() == Path(arguments.model).resolve():
-        raise InputError("--output is the base model itself; choose another folder")
     evaluated = list(AudioDataset(arguments.evaluate)) if arguments.evaluate else []
     if not all(clip.text for clip in evaluated):
         raise InputError("--evaluate needs transcripts: a folder with metadata.csv, or a dataset with a text column")
@@ -271,12 +285,28 @@ def variance_kept(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float
     ]
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Does what the arguments ask for, once the output is known to be writable."""
+    source = arguments.model or arguments.merge or arguments.upgrade
+    check_output_folder(arguments.output, arguments.overwrite)
+    if arguments.output.resolve() == Path(source).resolve():
+        raise InputError(f"--output is {source} itself; choose another folder")
+    if arguments.model:
+        convert(arguments)
+    else:
+        if arguments.merge:
+            merge(arguments.merge, arguments.output)
+        else:
+            upgrade(arguments.upgrade, arguments.base_model, arguments.output)
+        print(f"written to {arguments.output}")
+
+
 def main(argv: Sequence[str] | None = None, program: str = "convert.py") -> int:
     """Runs the command line; returns the exit code."""
     logging.basicConfig(format="%(message)s")
     arguments = parse_arguments(argv, program)
     with logging_redirect_tqdm():
-        return exit_code(lambda: convert(arguments))
+        return exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Model folders: a stock Whisper in, a complete LiteWhisper out."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedConfig, WhisperForConditionalGeneration
 
 from .errors import InputError
 from .evaluation.plots import plot_ranks
+from .modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .saving import temporary_name
 
 # Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
@@ -27,32 +29,45 @@ PROCESSOR_FILES = (
 )
 
 
-def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
+PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
+
+
+def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     """
-    Loads a stock Whisper in the dtype in which it is stored, from safetensors only.
+    Finds the files of a model other than its weights.
 
     Args:
         name (`str`): Hub id or folder.
 
     Returns:
-        The model, on the CPU, and a folder that holds its processor and generation files.
+        The folder that holds them, and the contents of `config.json`.
 
     Raises:
-        InputError: it is no Whisper, is compressed already, or lacks its processor.
+        InputError: there is no such model.
     """
     folder = Path(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")):
-            raise InputError(f"there is no folder {name}; check the path given to --model")
+            raise InputError(f"there is no folder {name}; check the path")
         files = [*PROCESSOR_FILES, "config.json", "generation_config.json"]
         try:
             folder = Path(snapshot_download(name, allow_patterns=files))
         except (HFValidationError, OSError) as error:
             raise InputError(
                 f"cannot find {name}: it is no folder here, and as a Hub id: {error} "
-                "Give --model a folder, or a Hub id such as openai/whisper-small"
+                "Give a folder, or a Hub id such as openai/whisper-small"
             ) from error
-    config, _ = PreTrainedConfig.get_config_dict(folder)
+    return folder, PreTrainedConfig.get_config_dict(folder)[0]
+
+
+def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
+    """
+    `model_files` of a stock Whisper with its processor.
+
+    Raises:
+        InputError: it is no Whisper, is compressed already, or lacks its processor.
+    """
+    folder, config = model_files(name)
     if config.get("model_type") == "lite-whisper":
         raise InputError(f"{name} is compressed already; give the Whisper that it was made from")
     if config.get("model_type") != "whisper":
@@ -64,7 +79,91 @@ def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
         raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
     if not (folder / "tokenizer_config.json").exists():
         raise InputError(f"{name} has no tokenizer; copy its files from the Whisper it was fine-tuned from")
+    return folder, config
+
+
+def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
+    """
+    Loads a stock Whisper in the dtype in which it is stored, from safetensors only.
+
+    Args:
+        name (`str`): Hub id or folder.
+
+    Returns:
+        The model, on the CPU, and a folder that holds its processor and generation files.
+
+    Raises:
+        InputError: as in `base_model_files`.
+    """
+    folder, _ = base_model_files(name)
     return WhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+
+
+def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneration, Path]:
+    """
+    Loads a LiteWhisper, ours or one of the published checkpoints, in the dtype in which it is stored.
+
+    Args:
+        name (`str`): Hub id or folder.
+
+    Returns:
+        The model, on the CPU, and the folder that holds its other files, which a published checkpoint has few of.
+
+    Raises:
+        InputError: it is not compressed.
+    """
+    folder, config = model_files(name)
+    if config.get("model_type") != "lite-whisper":
+        raise InputError(
+            f"{name} is a {config.get('model_type', 'model of unknown type')}, not a LiteWhisper; "
+            "give a model that was compressed, for example efficient-speech/lite-whisper-large-v3-turbo"
+        )
+    return LiteWhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+
+
+def merge(name: str, output: Path) -> None:
+    """
+    Multiplies the pairs of a LiteWhisper out and writes it as a complete stock Whisper.
+
+    Args:
+        name (`str`): Hub id or folder of the LiteWhisper.
+        output (`Path`): the folder to write.
+
+    Raises:
+        InputError: it is not compressed, or has no processor.
+    """
+    model, folder = load_compressed_model(name)
+    if not (folder / "tokenizer_config.json").exists():
+        raise InputError(f"{name} has no processor; complete it first with --upgrade")
+    save_model_folder(model.to_whisper(), folder, output)
+
+
+def upgrade(name: str, base_name: str | None, output: Path) -> None:
+    """
+    Completes a published checkpoint: processor, full generation settings, all Auto classes, tied weights.
+
+    Args:
+        name (`str`): Hub id or folder of the checkpoint.
+        base_name (`str`, *optional*): the Whisper that it was made from; a published name tells it.
+        output (`Path`): the folder to write.
+
+    Raises:
+        InputError: it is not compressed, or its base is unknown or of other sizes.
+    """
+    if base_name is None:
+        published = PUBLISHED_NAME.fullmatch(Path(name).name)
+        if published is None:
+            raise InputError(f"{name} does not tell which Whisper it was made from; name it with --base-model")
+        base_name = f"openai/whisper-{published[1]}"
+    model, _ = load_compressed_model(name)
+    files, base_config = base_model_files(base_name)
+    for size in ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins"):
+        if base_config.get(size) != getattr(model.config, size):
+            raise InputError(
+                f"{name} was not made from {base_name}: {size} is {getattr(model.config, size)} in the one and "
+                f"{base_config.get(size)} in the other; name its base with --base-model"
+            )
+    save_model_folder(model, files, output)
 
 
 def save_model_folder(

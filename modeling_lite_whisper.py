@@ -3,6 +3,7 @@
 """Whisper whose encoder projections are low-rank pairs (LiteASR, Kamahori et al., EMNLP 2025)."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,6 +115,26 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
         self.post_init()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """
+        As in transformers, with the ranks of the layers as they are: merging an adapter may have changed them.
+
+        Raises:
+            ValueError: a compressed projection is of a type that has no place in the file format.
+        """
+        peft = getattr(self, "_hf_peft_config_loaded", False)  # then the adapter alone is saved
+        for index, ranks in enumerate([] if peft else self.config.low_rank_config or []):
+            layer = self.model.encoder.layers[index]
+            for projection in ranks:
+                module = getattr(layer if projection in ("fc1", "fc2") else layer.self_attn, projection)
+                if not isinstance(module, LowRankLinear):
+                    raise ValueError(
+                        f"layer {index} {projection} is a {type(module).__name__}; turn it back into a LowRankLinear "
+                        "(from_linear_pairs) before saving"
+                    )
+                ranks[projection] = module.rank
+        return super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def to_whisper(self) -> WhisperForConditionalGeneration:

@@ -8,7 +8,7 @@ setup(
     python_requires=">=3.11",
     # The root is the package: its configuration and modeling files also travel alone, into every published model.
     package_dir={"lite_whisper": "."},
-    packages=["lite_whisper", "lite_whisper.evaluation", "lite_whisper.lowrank"],
+    packages=["lite_whisper", "lite_whisper.evaluation", "lite_whisper.lowrank", "lite_whisper.training"],
     entry_points={"console_scripts": ["lite-whisper=lite_whisper.cli:main"]},
     install_requires=[
         "accelerate",
@@ -24,5 +24,5 @@ setup(
         "tqdm",
         "transformers>=5.0",
     ],
-    extras_require={"test": ["mypy", "pytest", "ruff"]},
+    extras_require={"test": ["mypy", "peft>=0.18", "pytest", "ruff", "torchao"]},
 )

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
 from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments
 from lite_whisper.lowrank.compression import compress, encoder_spectra
-from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 LARGE_V3: dict[str, Any] = {
     "num_mel_bins": 128,

@@ -1,4 +1,4 @@
-"""Transcribe an audio file with a LiteWhisper: python examples/transcribe.py MODEL FILE"""
+"""Transcribe an audio file of any length, with timestamps: python examples/transcribe.py MODEL FILE"""
 
 import sys
 
@@ -9,5 +9,9 @@ from transformers import pipeline
 model, file = sys.argv[1:]
 samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
 audio = soxr.resample(samples.mean(axis=1), rate, 16_000)
+
 recognizer = pipeline("automatic-speech-recognition", model=model, trust_remote_code=True)
-print(recognizer(audio, generate_kwargs={"task": "transcribe", "num_beams": 1})["text"])
+result = recognizer(audio, return_timestamps=True, generate_kwargs={"task": "transcribe", "num_beams": 1})
+for segment in result["chunks"]:
+    start, end = segment["timestamp"]
+    print(f"{start:7.2f} {'' if end is None else f'{end:.2f}':>7}  {segment['text'].strip()}")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
 from lite_whisper.audio import AudioDataset, Clip
 from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments, feature_batches
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MINIATURE = EXAMPLES / "whisper-digits"

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import WhisperFeatureExtractor
+
 from lite_whisper.audio import AudioDataset, Clip, decode
 from lite_whisper.errors import InputError
 from lite_whisper.lowrank.calibration import feature_batches
-from transformers import WhisperFeatureExtractor
 
 EXTRACTOR = WhisperFeatureExtractor.from_pretrained(Path(__file__).parents[1] / "examples/whisper-digits")
 WINDOW = 6 * 16_000  # of the miniature

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from lite_whisper import LiteWhisperConfig
 from transformers import WhisperConfig
+
+from lite_whisper import LiteWhisperConfig
 
 SIZES = {"d_model": 64, "encoder_layers": 2, "encoder_ffn_dim": 256, "encoder_attention_heads": 2}
 

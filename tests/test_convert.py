@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lite_whisper import LiteWhisperForConditionalGeneration, cli
-from lite_whisper.convert import main, parse_arguments
-from lite_whisper.errors import exit_code
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+from lite_whisper import LiteWhisperForConditionalGeneration, cli
+from lite_whisper.convert import main, parse_arguments
+from lite_whisper.errors import exit_code
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "examples/whisper-digits"

@@ -7,16 +7,17 @@ import sys
 import weakref
 from pathlib import Path
 
-import lite_whisper.modeling_lite_whisper as modeling
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForConditionalGeneration
+
+import lite_whisper.modeling_lite_whisper as modeling
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration, LiteWhisperModel, LowRankLinear
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.lowrank.compression import compress
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModel, AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForConditionalGeneration
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_checkpoints.json").read_text())
 SIZES = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from lite_whisper.errors import InputError
 from lite_whisper.lowrank.allocation import threshold_ranks
 from lite_whisper.lowrank.spectrum import Spectrum

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from lite_whisper.errors import InputError
 from lite_whisper.lowrank.calibration import add_moments, collect_moments, load_moments, save_moments
 

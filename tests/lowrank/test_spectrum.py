@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.lowrank.calibration import Moments, projection_module
 from lite_whisper.lowrank.compression import compress, encoder_spectra

@@ -1,0 +1,24 @@
+"""Writes two compressed miniatures, of full and of low rank, for the tests here: python build_models.py FOLDER"""
+
+import sys
+from pathlib import Path
+
+from transformers import WhisperFeatureExtractor
+
+from lite_whisper.audio import AudioDataset
+from lite_whisper.configuration_lite_whisper import PROJECTIONS
+from lite_whisper.lowrank import collect_moments, compress, encoder_spectra, feature_batches, threshold_ranks
+from lite_whisper.model_folder import load_base_model, save_model_folder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+base, files = load_base_model(str(EXAMPLES / "whisper-digits"))
+extractor = WhisperFeatureExtractor.from_pretrained(files)
+clips = AudioDataset([str(EXAMPLES / "digits/calibration")])
+moments = collect_moments(base.eval(), feature_batches(clips, extractor, 16, 4))
+ranks = {
+    "full": [dict.fromkeys(PROJECTIONS, base.config.d_model)] * base.config.encoder_layers,
+    "compressed": threshold_ranks(encoder_spectra(base, moments), (0.97, 0.99), 4),
+}
+for name, of_model in ranks.items():
+    save_model_folder(compress(base, moments, of_model), files, Path(sys.argv[1]) / name)

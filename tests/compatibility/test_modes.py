@@ -1,0 +1,229 @@
+"""
+Every way of using Whisper gives with a LiteWhisper what it gives with the stock Whisper that `to_whisper` returns.
+
+Only remote code is used: nothing here imports the package, which is not even installed beside transformers 4.57.
+"""
+
+import sys
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    TextIteratorStreamer,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    pipeline,
+)
+
+ENGLISH = {"language": "en", "task": "transcribe", "num_beams": 1}
+FALLBACK = {
+    "temperature": (0.0, 0.4, 0.8),
+    "compression_ratio_threshold": 1.35,
+    "logprob_threshold": -0.5,
+    "no_speech_threshold": 0.6,
+}
+
+PIPELINE_MODES = {
+    "short": ("short", {}, {}),
+    "short, 5 beams": ("short", {}, {"num_beams": 5}),
+    "short, segments": ("short", {"return_timestamps": True}, {}),
+    "short, words": ("short", {"return_timestamps": "word"}, {}),
+    "short, language returned": ("short", {"return_language": True, "return_timestamps": True}, {"language": None}),
+    "short, language detected": ("short", {}, {"language": None}),
+    "short, translate": ("short", {}, {"task": "translate"}),
+    "short, sampled": ("short", {}, {"do_sample": True, "temperature": 0.7}),
+    "short, prompt": ("short", {}, {"prompt_ids": " seven eight"}),
+    "batch": ("batch", {"batch_size": 4}, {}),
+    "batch, words": ("batch", {"batch_size": 2, "return_timestamps": "word"}, {}),
+    "long": ("long", {}, {}),
+    "long, segments": ("long", {"return_timestamps": True}, {}),
+    "long, words": ("long", {"return_timestamps": "word"}, {}),
+    "long, 5 beams": ("long", {"return_timestamps": True}, {"num_beams": 5}),
+    "long, previous tokens": ("long", {"return_timestamps": True}, {"condition_on_prev_tokens": True}),
+    "long, fallback": ("long", {"return_timestamps": True}, FALLBACK),
+    "long, fallback with previous tokens": (
+        "long",
+        {"return_timestamps": True},
+        FALLBACK | {"condition_on_prev_tokens": True},
+    ),
+    "long, prompt for all segments": (
+        "long",
+        {"return_timestamps": True},
+        {"prompt_ids": " seven", "prompt_condition_type": "all-segments", "condition_on_prev_tokens": True},
+    ),
+    "long, chunked": ("long", {"chunk_length_s": 6}, {}),
+    "long, chunked in batches": ("long", {"chunk_length_s": 5, "stride_length_s": 1, "batch_size": 3}, {}),
+    "long, chunked segments": ("long", {"chunk_length_s": 6, "return_timestamps": True}, {}),
+    "long, chunked words": ("long", {"chunk_length_s": 6, "return_timestamps": "word"}, {}),
+    "long, chunked language": (
+        "long",
+        {"chunk_length_s": 6, "return_language": True, "return_timestamps": True},
+        {"language": None},
+    ),
+}
+
+GENERATE_MODES = {
+    "greedy": ("short", {}),
+    "5 beams": ("short", {"num_beams": 5}),
+    "static cache": ("short", {"cache_implementation": "static"}),
+    "dynamic cache": ("short", {"cache_implementation": "dynamic"}),
+    "no cache": ("short", {"use_cache": False}),
+    "timestamps": ("short", {"return_timestamps": True}),
+    "token timestamps": ("short", {"return_token_timestamps": True, "return_timestamps": True}),
+    "batch": ("batch", {}),
+    "batch, timestamps": ("batch", {"return_timestamps": True}),
+    "batch, prompt": ("batch", {"prompt_ids": " seven eight"}),
+    "batch, 3 sampled": ("batch", {"do_sample": True, "num_return_sequences": 3}),
+    "long": ("long", {"return_timestamps": True}),
+    "long, segments returned": ("long", {"return_timestamps": True, "return_segments": True}),
+    "long, static cache": ("long", {"return_timestamps": True, "cache_implementation": "static"}),
+    "long, previous tokens": ("long", {"return_timestamps": True, "condition_on_prev_tokens": True}),
+    "long, fallback": ("long", {"return_timestamps": True, **FALLBACK}),
+    "short, 2 beams with scores": ("short", {"num_beams": 2, "return_dict_in_generate": True, "output_scores": True}),
+}
+
+
+@pytest.fixture(scope="module", params=["full", "compressed"])
+def pair(request, models):
+    """A LiteWhisper, the stock Whisper that it turns into, and their processor."""
+    folder = models / request.param
+    lite = AutoModelForSpeechSeq2Seq.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(lite).__module__.startswith("transformers_modules") and "lite_whisper" not in sys.modules
+    stock = lite.to_whisper()
+    assert type(stock) is WhisperForConditionalGeneration
+    return lite, stock, WhisperProcessor.from_pretrained(folder)
+
+
+def outcome(call):
+    """What a call returns, or the kind of error it ends in; random numbers start from the same seed."""
+    torch.manual_seed(0)
+    try:
+        return call()
+    except (ValueError, IndexError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        return type(error).__name__, str(error)[:60]
+
+
+def assert_same(ours, stock, where: str = "result") -> None:
+    """Compares nested results; floating-point numbers to rounding, all else exactly."""
+    if isinstance(stock, dict):
+        assert ours.keys() == stock.keys(), where
+        for key in stock:
+            assert_same(ours[key], stock[key], f"{where}.{key}")
+    elif isinstance(stock, list | tuple):
+        assert len(ours) == len(stock), where
+        for index, (a, b) in enumerate(zip(ours, stock, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    elif isinstance(stock, torch.Tensor) and stock.is_floating_point():
+        torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-3, msg=lambda message: f"{where}: {message}")
+    elif isinstance(stock, torch.Tensor):
+        assert torch.equal(ours, stock), where
+    elif isinstance(stock, float):
+        assert ours == pytest.approx(stock, abs=1e-4), where
+    elif isinstance(stock, str | int | type(None)):
+        assert ours == stock, where
+
+
+def arguments_for(generate_arguments: dict, processor) -> dict:
+    prompt = generate_arguments.get("prompt_ids")
+    prompt = {"prompt_ids": processor.get_prompt_ids(prompt, return_tensors="pt")} if prompt else {}
+    return {**ENGLISH, **generate_arguments, **prompt}
+
+
+@pytest.mark.parametrize("mode", PIPELINE_MODES)
+def test_pipeline(mode: str, pair, short, long) -> None:
+    *models, processor = pair
+    material, pipeline_arguments, generate_arguments = PIPELINE_MODES[mode]
+    audio = {"short": short[1], "batch": short, "long": long}[material]
+    results = []
+    for model in models:
+        recognizer = pipeline(
+            "automatic-speech-recognition",
+            model=model,
+            tokenizer=processor.tokenizer,
+            feature_extractor=processor.feature_extractor,
+        )
+        generate_kwargs = arguments_for(generate_arguments, processor)
+        given = [clip.copy() for clip in audio] if isinstance(audio, list) else audio.copy()
+        results.append(outcome(lambda: recognizer(given, generate_kwargs=generate_kwargs, **pipeline_arguments)))  # noqa: B023
+    assert_same(*results)
+    assert not isinstance(results[0], tuple), f"both fail: {results[0]}"
+
+
+@pytest.mark.parametrize("mode", GENERATE_MODES)
+def test_generate(mode: str, pair, short, long) -> None:
+    *models, processor = pair
+    material, generate_arguments = GENERATE_MODES[mode]
+    audio = {"short": short[1], "batch": short, "long": long}[material]
+    lengths = {"truncation": False, "padding": "longest"} if material == "long" else {}
+    features = processor.feature_extractor(
+        audio, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True, **lengths
+    )
+    results = [
+        outcome(lambda: model.generate(**features, **arguments_for(generate_arguments, processor)))  # noqa: B023
+        for model in models
+    ]
+    assert_same(*results)
+    assert not isinstance(results[0], tuple), f"both fail: {results[0]}"
+
+
+@pytest.mark.parametrize("roles", ["lite assists", "lite is assisted"])
+def test_assistant(roles: str, pair, short) -> None:
+    """Speculative decoding gives the tokens of the main model, whoever assists."""
+    lite, stock, processor = pair
+    main, assistant = (stock, lite) if roles == "lite assists" else (lite, stock)
+    features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt")
+    expected = main.generate(**features, **ENGLISH)
+    assert torch.equal(main.generate(**features, **ENGLISH, assistant_model=assistant), expected)
+
+
+def test_streaming(pair, short) -> None:
+    lite, stock, processor = pair
+    texts = []
+    for model in (lite, stock):
+        features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt")
+        streamer = TextIteratorStreamer(processor.tokenizer, skip_special_tokens=True, timeout=60)
+        thread = Thread(target=model.generate, kwargs={**features, **ENGLISH, "streamer": streamer})
+        thread.start()
+        texts.append(list(streamer))
+        thread.join()
+    assert texts[0] == texts[1] and len(texts[0]) > 3
+
+
+def test_detected_language(pair, short) -> None:
+    lite, stock, processor = pair
+    features = processor.feature_extractor(short, sampling_rate=16_000, return_tensors="pt").input_features
+    assert torch.equal(lite.detect_language(features), stock.detect_language(features))
+
+
+def test_prompt_reaches_the_decoder_once(pair, short, monkeypatch) -> None:
+    """Any other model type than Whisper's would get a second start token before a prompt, and say nothing."""
+    lite, _, processor = pair
+    prompt = processor.get_prompt_ids(" seven eight", return_tensors="pt")
+    features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt")
+    seen = []
+    forward = type(lite).forward
+
+    def recorded(self, *args, **kwargs):
+        seen.append(kwargs["decoder_input_ids"][0].tolist())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(lite), "forward", recorded)
+    lite.generate(**features, **ENGLISH, prompt_ids=prompt)
+    first = next(tokens for tokens in seen if len(tokens) > 1)
+    assert first[: len(prompt)] == prompt.tolist()
+    assert first.count(lite.generation_config.decoder_start_token_id) == 1
+
+
+def test_pipeline_by_folder_alone(pair, models, request, short) -> None:
+    """As users call it: the folder, trust_remote_code and nothing else."""
+    lite, _, processor = pair
+    folder = models / request.node.callspec.params["pair"]
+    recognizer = pipeline("automatic-speech-recognition", model=str(folder), trust_remote_code=True)
+    assert recognizer.type == "seq2seq_whisper"
+    generate_kwargs = {"language": "en", "num_beams": 1}
+    features = processor.feature_extractor(short[2], sampling_rate=16_000, return_tensors="pt")
+    expected = processor.batch_decode(lite.generate(**features, **ENGLISH), skip_special_tokens=True)[0]
+    assert recognizer(np.copy(short[2]), generate_kwargs=generate_kwargs)["text"] == expected

@@ -1,0 +1,160 @@
+"""Back to stock Whisper, and published checkpoints made complete."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, WhisperProcessor
+
+from lite_whisper import LiteWhisperForConditionalGeneration, convert
+from lite_whisper.lowrank import compress
+from lite_whisper.model_folder import PROCESSOR_FILES, save_model_folder
+
+MINIATURE = Path(__file__).parents[1] / "examples/whisper-digits"
+RANKS = [{"q_proj": 16, "k_proj": 16, "v_proj": 24, "fc1": 32}, {"out_proj": 16, "fc2": 48}, {}, {"k_proj": 8}, {}, {}]
+
+
+@pytest.fixture(scope="module")
+def lite(base_model, moments) -> LiteWhisperForConditionalGeneration:
+    """The miniature, compressed in some projections."""
+    return compress(base_model, moments, RANKS)
+
+
+@pytest.fixture(scope="module")
+def complete_folder(lite, tmp_path_factory) -> Path:
+    """A folder as `convert.py` writes it."""
+    folder = tmp_path_factory.mktemp("complete") / "lite"
+    save_model_folder(lite, MINIATURE, folder)
+    return folder
+
+
+@pytest.fixture
+def published_folder(complete_folder: Path, tmp_path: Path) -> Path:
+    """The same model as the existing release would have published it."""
+    folder = tmp_path / "lite-whisper-tiny-acc"
+    folder.mkdir()
+    config = json.loads((complete_folder / "config.json").read_text())
+    del config["auto_map"]["AutoModelForSpeechSeq2Seq"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 291, "max_length": 20}))
+    tensors = load_file(complete_folder / "model.safetensors")
+    tensors["proj_out.weight"] = tensors["model.decoder.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    torch.manual_seed(0)
+    return model(torch.randn(2, 80, 600), decoder_input_ids=torch.tensor([[292, 293], [292, 294]])).logits
+
+
+def error_of(capsys, *arguments) -> str:
+    assert convert.main([str(argument) for argument in arguments]) == 1
+    return capsys.readouterr().err
+
+
+def test_to_whisper_gives_the_same_outputs_as_a_stock_model(lite) -> None:
+    stock = lite.to_whisper()
+    assert type(stock) is WhisperForConditionalGeneration and type(stock.config).model_type == "whisper"
+    assert stock.generation_config.to_dict() == lite.generation_config.to_dict()
+    assert stock.proj_out.weight is stock.model.decoder.embed_tokens.weight
+    torch.testing.assert_close(logits(stock), logits(lite), rtol=1e-4, atol=1e-4)
+    ours = {parameter.data_ptr() for parameter in lite.parameters()}
+    assert not any(parameter.data_ptr() in ours for parameter in stock.parameters())
+
+
+def test_the_bias_of_a_key_cancels(lite, base_model, moments) -> None:
+    """Any bias of any compressed k_proj leaves the outputs as they are, so to_whisper may drop it."""
+    other = compress(base_model, moments, RANKS)
+    for index in (0, 3):
+        bias = other.get_encoder().layers[index].self_attn.k_proj.bias
+        assert bias.abs().max() > 0
+        torch.nn.init.normal_(bias, std=3.0)
+    torch.testing.assert_close(logits(other), logits(lite), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_to_whisper_keeps_dtype_and_mode(lite, base_model, moments, dtype) -> None:
+    half = compress(base_model, moments, RANKS).to(dtype).train()
+    stock = half.to_whisper()
+    assert {parameter.dtype for parameter in stock.parameters()} == {dtype}
+    assert stock.training
+
+
+def test_merge_writes_a_complete_stock_whisper(complete_folder: Path, lite, tmp_path: Path, capsys) -> None:
+    assert convert.main(["--merge", str(complete_folder), "--output", str(tmp_path / "stock")]) == 0
+    names = {path.name for path in (tmp_path / "stock").iterdir()}
+    assert "compression.json" not in names and not any(name.endswith(".py") for name in names)
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert config["model_type"] == "whisper" and not {"auto_map", "low_rank_config"} & config.keys()
+    stock = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "stock")
+    assert type(stock) is WhisperForConditionalGeneration
+    torch.testing.assert_close(logits(stock), logits(lite), rtol=1e-4, atol=1e-4)
+    assert type(WhisperProcessor.from_pretrained(tmp_path / "stock")) is WhisperProcessor
+
+
+def test_upgrade_completes_a_published_checkpoint(published_folder: Path, lite, tmp_path: Path) -> None:
+    output = tmp_path / "upgraded"
+    arguments = ["--upgrade", published_folder, "--base-model", MINIATURE, "--output", output]
+    assert convert.main([str(argument) for argument in arguments]) == 0
+    for name in (*PROCESSOR_FILES, "generation_config.json"):
+        base = MINIATURE / name
+        assert not base.exists() or (output / name).read_bytes() == base.read_bytes()
+    assert json.loads((output / "config.json").read_text())["auto_map"].keys() >= {"AutoModelForSpeechSeq2Seq"}
+    assert (output / "modeling_lite_whisper.py").exists()
+    assert "proj_out.weight" not in load_file(output / "model.safetensors")
+    upgraded = LiteWhisperForConditionalGeneration.from_pretrained(output)
+    assert torch.equal(logits(upgraded), logits(lite))
+    assert upgraded.generation_config.max_length == 96
+
+
+def test_the_base_of_a_published_name_is_known(published_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    asked = []
+
+    def base_model_files(name: str):
+        asked.append(name)
+        return MINIATURE, json.loads((MINIATURE / "config.json").read_text())
+
+    monkeypatch.setattr("lite_whisper.model_folder.base_model_files", base_model_files)
+    for name, base in {
+        "lite-whisper-large-v3-turbo-acc": "openai/whisper-large-v3-turbo",
+        "lite-whisper-large-v3": "openai/whisper-large-v3",
+        "lite-whisper-base-fast": "openai/whisper-base",
+    }.items():
+        folder = shutil.copytree(published_folder, tmp_path / name)
+        assert convert.main(["--upgrade", str(folder), "--output", str(tmp_path / "upgraded"), "--overwrite"]) == 0
+        assert asked.pop() == base
+
+
+def test_what_cannot_be_upgraded_or_merged(published_folder: Path, tmp_path: Path, capsys) -> None:
+    output = ["--output", tmp_path / "output"]
+    unknown = shutil.copytree(published_folder, tmp_path / "my-compressed-whisper")
+    assert "--base-model" in error_of(capsys, "--upgrade", unknown, *output)
+    assert "not a LiteWhisper" in error_of(capsys, "--upgrade", MINIATURE, "--base-model", MINIATURE, *output)
+    assert "not a LiteWhisper" in error_of(capsys, "--merge", MINIATURE, *output)
+    assert "--upgrade" in error_of(capsys, "--merge", published_folder, *output)
+    other = shutil.copytree(MINIATURE, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"d_model": 384}))
+    message = error_of(capsys, "--upgrade", unknown, "--base-model", other, *output)
+    assert "d_model is 256 in the one and 384 in the other" in message
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--merge", "a", "--upgrade", "b", "--output", "c"],
+        ["--model", "a", "--merge", "b", "--output", "c"],
+        ["--merge", "a", "--base-model", "b", "--output", "c"],
+        ["--merge", "a"],
+    ],
+)
+def test_options_that_exclude_each_other(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        convert.main(arguments)
+    assert end.value.code == 2

@@ -1,0 +1,49 @@
+"""Models with random weights, for tests that run under both major versions of transformers."""
+
+import torch
+from torch import nn
+
+from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+
+SIZES = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "encoder_ffn_dim": 256,
+    "encoder_attention_heads": 4,
+    "decoder_layers": 1,
+    "decoder_ffn_dim": 256,
+    "decoder_attention_heads": 4,
+    "vocab_size": 100,
+    "max_source_positions": 20,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "decoder_start_token_id": 1,
+    "init_std": 0.1,
+}
+
+
+def random_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
+    """Always the same random weights."""
+    torch.manual_seed(0)
+    return LiteWhisperForConditionalGeneration(LiteWhisperConfig(low_rank_config=low_rank_config, **SIZES)).eval()
+
+
+@torch.no_grad()
+def encode(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """The encoder's output."""
+    return model.get_encoder()(features)[0]
+
+
+def train(model: nn.Module, features: torch.Tensor) -> None:
+    """A few steps of gradient descent on what requires a gradient; asserts that the loss falls."""
+    labels = torch.tensor([[1, 5, 9, 13], [1, 6, 10, 14]])
+    optimizer = torch.optim.AdamW((parameter for parameter in model.parameters() if parameter.requires_grad), lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss = model(input_features=features, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]

@@ -1,0 +1,1 @@
+"""Fine-tuning and what other libraries need of a LiteWhisper."""
