@@ -30,5 +30,6 @@ test: .venv/installed .venv-4.57/installed
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
 	$(BIN)/pytest tests
+	$(BIN)/pytest tests/compatibility
 	$(OLD)/pytest tests/compatibility
 	PYTHONPATH=.venv-4.57/package $(OLD)/pytest tests/training

@@ -1,11 +1,16 @@
 """Back to stock Whisper, and published checkpoints made complete."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+from hub_stand_in import HubStandIn
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, WhisperProcessor
 
@@ -158,3 +163,40 @@ def test_options_that_exclude_each_other(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         convert.main(arguments)
     assert end.value.code == 2
+
+
+BY_NAME = """
+import sys
+import soundfile
+from transformers import AutoModelForSpeechSeq2Seq, pipeline
+name, revision, file = sys.argv[1:]
+arguments = {"language": "en", "task": "transcribe", "num_beams": 1}
+audio = soundfile.read(file)[0]
+for pinned in ({}, {"revision": revision}):
+    recognizer = pipeline("automatic-speech-recognition", model=name, trust_remote_code=True, **pinned)
+    print(recognizer(audio.copy(), generate_kwargs=arguments)["text"])
+model = AutoModelForSpeechSeq2Seq.from_pretrained(name, trust_remote_code=True)
+model.save_pretrained("saved")
+assert "lite_whisper" not in sys.modules
+"""
+
+
+def test_by_hub_id_alone(complete_folder: Path, lite, processor, tmp_path: Path) -> None:
+    """The pipeline by name, pinned too, in a process that knows the package not; what it saves is self-contained."""
+    file = MINIATURE.parent / "digits/test/test_001.flac"
+    with HubStandIn({"org/lite": complete_folder}) as hub:
+        revision = hub.repositories["models", "org/lite"].sha
+        result = subprocess.run(
+            [sys.executable, "-c", BY_NAME, "org/lite", revision, str(file)],
+            env=os.environ | hub.environment(tmp_path / "cache"),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 0, result.stderr
+    features = processor.feature_extractor(soundfile.read(file)[0], sampling_rate=16_000, return_tensors="pt")
+    tokens = lite.to_whisper().generate(**features, language="en", task="transcribe", num_beams=1)
+    expected = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+    assert result.stdout.splitlines() == [expected, expected]
+    saved = json.loads((tmp_path / "saved/config.json").read_text())
+    assert not any("--" in name for name in saved["auto_map"].values())
