@@ -22,7 +22,7 @@ OLD := .venv-4.57/bin
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python convert.py --overwrite
+	$(BIN)/python convert.py --ratio 0.25 --overwrite
 	$(BIN)/python examples/transcribe.py build/lite-whisper-digits examples/digits/test/test_000.flac
 
 test: .venv/installed .venv-4.57/installed

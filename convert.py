@@ -17,7 +17,7 @@ from lite_whisper.audio import AudioDataset, Clip
 from lite_whisper.errors import InputError, exit_code
 from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.evaluation.word_error_rate import NORMALIZERS, text_normalizer, word_error_rate
-from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks, threshold_ranks
+from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks, budget_ranks, threshold_ranks
 from lite_whisper.lowrank.calibration import (
     EncoderMoments,
     collect_moments,
@@ -26,12 +26,25 @@ from lite_whisper.lowrank.calibration import (
     save_moments,
 )
 from lite_whisper.lowrank.compression import compress, encoder_spectra
+from lite_whisper.lowrank.sensitivity import collect_sensitivities
+from lite_whisper.lowrank.sequential import refit
 from lite_whisper.model_folder import load_base_model, merge, save_model_folder, upgrade
+from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.saving import check_output_folder
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parent / "examples"
+# Encoder parameters of the published checkpoints, in millions.
+PRESETS: dict[str, dict[str, float]] = {
+    "whisper-tiny": {"acc": 7.41, "plain": 7.00, "fast": 6.48},
+    "whisper-base": {"acc": 18.64, "plain": 17.44, "fast": 16.07},
+    "whisper-small": {"acc": 76.99, "plain": 70.16, "fast": 63.11},
+    "whisper-medium": {"acc": 269.93, "plain": 239.99, "fast": 215.31},
+    "whisper-large-v3": {"acc": 429, "plain": 377, "fast": 308},
+    "whisper-large-v3-turbo": {"acc": 421, "plain": 374, "fast": 313},
+}
+PRESET_RATIOS = {name: size / 635 for name, size in PRESETS["whisper-large-v3"].items()}
 
 
 def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.py") -> argparse.Namespace:
@@ -62,11 +75,24 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
     parser.add_argument("--output", type=Path, help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the model folder at --output")
     parser.add_argument(
+        "--recipe",
+        choices=("loss-aware", "liteasr"),
+        help="loss-aware (default): what the recognition loss feels least is cut, to a size of one's choice; "
+        "liteasr: the published recipe, variance by thresholds",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--encoder-params", type=_parameters, metavar="313M", help="parameters the encoder may have")
+    size.add_argument("--ratio", type=_ratio, help="share of the encoder's parameters to keep")
+    size.add_argument(
+        "--preset",
+        choices=("acc", "plain", "fast"),
+        help="the sizes of the published checkpoints, or the same shares of other models (default plain)",
+    )
+    size.add_argument(
         "--thresholds",
         type=_thresholds,
-        default=(0.99, 0.999),
         metavar="ATTENTION:MLP",
-        help="share of the variance to keep in attention and in the MLP (default 0.99:0.999)",
+        help="with liteasr: share of the variance to keep in attention and in the MLP (default 0.99:0.999)",
     )
     parser.add_argument("--rank-multiple", type=_positive, default=16, help="ranks are multiples of this (default 16)")
     parser.add_argument(
@@ -111,6 +137,15 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         arguments.dataset = arguments.dataset or [str(EXAMPLES / "digits" / "calibration")]
         arguments.evaluate = arguments.evaluate or [str(EXAMPLES / "digits" / "test")]
         arguments.output = arguments.output or Path("build/lite-whisper-digits")
+    arguments.recipe = arguments.recipe or ("liteasr" if arguments.thresholds else "loss-aware")
+    if arguments.recipe == "liteasr":
+        if arguments.encoder_params or arguments.ratio or arguments.preset:
+            parser.error("--recipe liteasr takes no size; choose --thresholds, or leave --recipe out")
+        arguments.thresholds = arguments.thresholds or (0.99, 0.999)
+    elif arguments.thresholds:
+        parser.error("--thresholds belong to --recipe liteasr; choose --encoder-params, --ratio or --preset")
+    elif arguments.moments:
+        parser.error("--moments goes with --recipe liteasr; the loss-aware one reads the audio more than once")
     if arguments.model and arguments.dataset is None and not (arguments.moments and arguments.moments.exists()):
         parser.error("--dataset is needed: files, folders or Hub datasets with audio like that of the use to come")
     if arguments.output is None:
@@ -132,6 +167,27 @@ def _thresholds(text: str) -> tuple[float, float]:
     if not (0 < attention < 1 and 0 < mlp < 1):
         raise argparse.ArgumentTypeError(f"both shares of {text} must lie between 0 and 1, for example 0.99:0.999")
     return attention, mlp
+
+
+def _parameters(text: str) -> int:
+    units = {"K": 1e3, "M": 1e6, "B": 1e9}
+    try:
+        count = float(text[:-1]) * units[text[-1].upper()] if text[-1:].upper() in units else float(text)
+    except ValueError:
+        count = 0
+    if not 0 < count < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of parameters such as 313M")
+    return int(count)
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = 0
+    if not 0 < ratio <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.5")
+    return ratio
 
 
 def _device(text: str) -> str:
@@ -227,6 +283,76 @@ def print_report(before: dict[str, float], after: dict[str, float]) -> None:
             print(f"{label:20}{before[key] / unit:11.2f} {name:<2}{after[key] / unit:11.2f} {name:<2} {ratio}")
 
 
+def encoder_budget(arguments: argparse.Namespace, parameters: int) -> int:
+    """How many parameters the encoder may have, of which it has `parameters` now."""
+    if arguments.encoder_params:
+        return arguments.encoder_params
+    if arguments.ratio:
+        return int(arguments.ratio * parameters)
+    preset = arguments.preset or "plain"
+    published = PRESETS.get(Path(arguments.model).name)
+    return int(published[preset] * 1e6) if published else int(PRESET_RATIOS[preset] * parameters)
+
+
+def as_stored(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, stored_dtype: torch.dtype
+) -> WhisperForConditionalGeneration:
+    """The model, loaded again where `--dtype` has rounded its weights: calibration may be rough, the result may not."""
+    if torch.promote_types(model.dtype, stored_dtype) == model.dtype:
+        return model
+    return load_base_model(arguments.model)[0].to(arguments.device)  # type: ignore[arg-type]
+
+
+def compress_liteasr(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
+) -> tuple[LiteWhisperForConditionalGeneration, dict[str, Any]]:
+    """The published recipe; returns the model and what there is to say of it."""
+    stored_dtype = model.dtype
+    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
+    moments, calibration = calibrate(arguments, model, processor, weights)
+    model = as_stored(arguments, model, stored_dtype)
+    spectra = encoder_spectra(model, moments)
+    ranks = threshold_ranks(spectra, arguments.thresholds, arguments.rank_multiple)
+    return compress(model, moments, ranks), {
+        "recipe": {"name": "liteasr", "thresholds": arguments.thresholds, "rank_multiple": arguments.rank_multiple},
+        "calibration": calibration,
+        "variance_kept": variance_kept(spectra, ranks),
+    }
+
+
+def compress_loss_aware(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
+) -> tuple[LiteWhisperForConditionalGeneration, dict[str, Any]]:
+    """The default recipe: errors in units of the loss, one budget, sequential refit."""
+    audio = AudioDataset(arguments.dataset, seed=arguments.seed)
+    batches = list(feature_batches(audio, processor.feature_extractor, arguments.num_samples, arguments.batch_size))
+    if audio.skipped:
+        logger.warning("skipped %d clips that could not be read", len(audio.skipped))
+    windows, stored_dtype = sum(map(len, batches)), model.dtype
+    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
+    moments = collect_moments(model, batches, windows)
+    sensitivities = collect_sensitivities(model, batches, arguments.seed, windows)
+    model = as_stored(arguments, model, stored_dtype)
+    spectra = encoder_spectra(model, moments, sensitivities)
+    dense = sum(spectrum.dense_parameters for of_layer in spectra for spectrum in of_layer.values())
+    parameters = sum(parameter.numel() for parameter in model.get_encoder().parameters())
+    budget = encoder_budget(arguments, parameters)
+    ranks = budget_ranks(spectra, budget - (parameters - dense), arguments.rank_multiple)
+    return refit(model, batches, ranks, sensitivities), {
+        "recipe": {"name": "loss-aware", "encoder_parameters": budget, "rank_multiple": arguments.rank_multiple},
+        "calibration": {
+            "encoder_weights": weights,
+            "datasets": arguments.dataset,
+            "num_samples": arguments.num_samples,
+            "seed": arguments.seed,
+            "dtype": arguments.dtype,
+            "frames": moments[0]["q_proj"].count,
+            "skipped": audio.skipped,
+        },
+        "predicted_loss": predicted_loss(spectra, ranks, model.config.max_source_positions),
+    }
+
+
 def convert(arguments: argparse.Namespace) -> None:
     """Compresses the model that the arguments name and writes the result."""
     evaluated = list(AudioDataset(arguments.evaluate)) if arguments.evaluate else []
@@ -235,27 +361,17 @@ def convert(arguments: argparse.Namespace) -> None:
     model, base_folder = load_base_model(arguments.model)
     processor = WhisperProcessor.from_pretrained(base_folder)
     weights, stored_dtype = fingerprint(model), model.dtype
-    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
-    moments, calibration = calibrate(arguments, model, processor, weights)
-    if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
-        # The calibration may be rough, what is saved may not: the weights again, as they are stored.
-        model = load_base_model(arguments.model)[0].to(arguments.device)  # type: ignore[arg-type]
-    spectra = encoder_spectra(model, moments)
-    ranks = threshold_ranks(spectra, arguments.thresholds, arguments.rank_multiple)
-    lite = compress(model, moments, ranks)
+    recipe = compress_liteasr if arguments.recipe == "liteasr" else compress_loss_aware
+    lite, account = recipe(arguments, model, processor, weights)
     before = measure(model, processor, evaluated, arguments, stored_dtype)
     after = measure(lite, processor, evaluated, arguments, stored_dtype)
     lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
+    calibration = account["calibration"]
     report = {
         "base_model": _public_name(arguments.model),
-        "recipe": {
-            "name": "liteasr",
-            "thresholds": arguments.thresholds,
-            "rank_multiple": arguments.rank_multiple,
-        },
+        **account,
         "calibration": {**calibration, "datasets": [_public_name(source) for source in calibration["datasets"]]},
-        "low_rank_config": ranks,
-        "variance_kept": variance_kept(spectra, ranks),
+        "low_rank_config": lite.config.low_rank_config,
         "before": before,
         "after": after,
         "versions": {
@@ -279,6 +395,19 @@ def variance_kept(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float
     return [
         {
             projection: spectrum.share(of_layer[projection]) if projection in of_layer else 1.0
+            for projection, spectrum in spectra_of_layer.items()
+        }
+        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+    ]
+
+
+def predicted_loss(spectra: EncoderSpectra, ranks: Ranks, frames: int) -> list[dict[str, float]]:
+    """What each projection is predicted to add to the loss, in nats per window of `frames` frames; 0 if dense."""
+    return [
+        {
+            projection: frames / 2 * float(spectrum.eigenvalues[of_layer[projection] :].sum())
+            if projection in of_layer
+            else 0.0
             for projection, spectrum in spectra_of_layer.items()
         }
         for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)

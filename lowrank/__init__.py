@@ -1,16 +1,21 @@
 """Low-rank compression of an encoder: calibration, spectra, ranks, factors."""
 
-from .allocation import threshold_ranks
+from .allocation import budget_ranks, threshold_ranks
 from .calibration import add_moments, collect_moments, feature_batches, load_moments, save_moments
 from .compression import compress, encoder_spectra
+from .sensitivity import collect_sensitivities
+from .sequential import refit
 
 __all__ = [
     "add_moments",
+    "budget_ranks",
     "collect_moments",
+    "collect_sensitivities",
     "compress",
     "encoder_spectra",
     "feature_batches",
     "load_moments",
+    "refit",
     "save_moments",
     "threshold_ranks",
 ]

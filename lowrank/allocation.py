@@ -1,5 +1,7 @@
 """Spectra in, a rank for every projection out; pure functions."""
 
+from collections.abc import Callable
+
 from ..errors import InputError
 from .spectrum import Spectrum
 
@@ -48,3 +50,84 @@ def threshold_ranks(
                 )
             ranks[layer][projection] = rank
     return ranks
+
+
+def parameter_cost(spectrum: Spectrum, rank: int | None) -> float:
+    """The parameters of a projection at a rank, or dense (None)."""
+    return spectrum.dense_parameters if rank is None else spectrum.parameters(rank)
+
+
+def budget_ranks(
+    spectra: EncoderSpectra,
+    budget: float,
+    multiple: int = 16,
+    cost: Callable[[Spectrum, int | None], float] = parameter_cost,
+) -> Ranks:
+    """
+    The ranks that lose least while all projections together stay within a budget.
+
+    The eigenvalues must be in one unit, such as that of the loss, so that what is discarded may be added up over
+    projections of all kinds. For a multiplier mu every projection by itself takes the rank that minimises
+    discarded(rank) + mu * cost(rank), dense being one choice; as mu falls, the projections move along the lower convex
+    hulls of their (cost, discarded) points, one edge at a time and the steepest first. The first edge that does not
+    fit ends its projection, later ones may still fill what is left.
+
+    Args:
+        spectra (`EncoderSpectra`): of every projection.
+        budget (`float`): what the projections may cost together, in the unit of `cost`.
+        multiple (`int`): ranks are multiples of it.
+        cost (`Callable`): what a projection costs at a rank or dense (None); parameters by default.
+
+    Raises:
+        InputError: the smallest ranks cost more than the budget already.
+    """
+    ranks: list[dict[str, int | None]] = [{} for _ in spectra]
+    edges = []
+    total = 0.0
+    for layer, of_layer in enumerate(spectra):
+        for projection, spectrum in of_layer.items():
+            start, *rest = _lower_hull(_choices(spectrum, multiple, cost))
+            ranks[layer][projection], total = start[2], total + start[0]
+            for before, after in zip([start, *rest], rest, strict=False):
+                gain = (before[1] - after[1]) / (after[0] - before[0])
+                edges.append((gain, after[0] - before[0], layer, projection, after[2]))
+    if total > budget:
+        raise InputError(
+            f"the smallest ranks cost {total:,.0f} and the budget for the projections is {budget:,.0f}; "
+            "raise the budget or lower --rank-multiple"
+        )
+    ended = set()
+    # Edges of one hull come in its order, since they get less steep along it.
+    for _, step, layer, projection, rank in sorted(edges, key=lambda edge: -edge[0]):
+        if (layer, projection) in ended:
+            continue
+        if total + step > budget:
+            ended.add((layer, projection))
+            continue
+        ranks[layer][projection], total = rank, total + step
+    return [{name: rank for name, rank in of_layer.items() if rank is not None} for of_layer in ranks]
+
+
+_Choice = tuple[float, float, int | None]  # cost, discarded, rank
+
+
+def _choices(spectrum: Spectrum, multiple: int, cost: Callable[[Spectrum, int | None], float]) -> list[_Choice]:
+    """Every rank that its frames can support and that is cheaper than dense, and dense, by rising cost."""
+    discarded = (spectrum.eigenvalues.sum() - spectrum.eigenvalues.cumsum(0)).clamp(min=0).tolist()
+    dense = cost(spectrum, None)
+    ranks = range(multiple, min(len(discarded), spectrum.frames - 1) + 1, multiple)
+    pairs: list[_Choice] = [(cost(spectrum, rank), discarded[rank - 1], rank) for rank in ranks]
+    return [*sorted(pair for pair in pairs if pair[0] < dense), (dense, 0.0, None)]
+
+
+def _lower_hull(choices: list[_Choice]) -> list[_Choice]:
+    """The choices on the lower convex hull, of falling loss and rising cost."""
+    hull: list[_Choice] = []
+    for choice in choices:
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (choice[0] - hull[-2][0]) >= (choice[1] - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        if not hull or choice[1] < hull[-1][1]:
+            hull.append(choice)
+    return hull

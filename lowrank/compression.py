@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration
 
@@ -10,7 +11,8 @@ from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .allocation import EncoderSpectra, Ranks
 from .calibration import OBSERVED_SIDE, EncoderMoments, Moments, projection_module
-from .spectrum import Side, Spectrum, factorize, output_eigenvalues
+from .sensitivity import Sensitivities
+from .spectrum import Factors, Side, Spectrum, factorize, loss_metric, output_eigenvalues
 
 
 def _observed(moments: dict[str, Moments], projection: str) -> tuple[Moments, Side]:
@@ -19,20 +21,38 @@ def _observed(moments: dict[str, Moments], projection: str) -> tuple[Moments, Si
     return moments[name], OBSERVED_SIDE[name]
 
 
-def encoder_spectra(model: WhisperForConditionalGeneration, moments: EncoderMoments) -> EncoderSpectra:
+def encoder_spectra(
+    model: WhisperForConditionalGeneration,
+    moments: EncoderMoments,
+    sensitivities: Sensitivities | None = None,
+    damping: float = 0.1,
+) -> EncoderSpectra:
     """
-    The spectrum of every encoder projection, from the moments that `collect_moments` gathered.
+    The spectrum of every encoder projection.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the base model.
+        moments (`EncoderMoments`): of its encoder, from `collect_moments`.
+        sensitivities (`Sensitivities`, *optional*):
+            From `collect_sensitivities`; with them the eigenvalues are in units of the loss, comparable across layers
+            and kinds of layer, without them variances.
+        damping (`float`): of the metric that is made of the sensitivities, see `loss_metric`.
 
     Time: one eigenvalue problem of size d x d per projection, in float64 (large-v3: 192 of 1280 x 1280).
     """
     layers = model.get_encoder().layers
     spectra: EncoderSpectra = []
-    for layer, of_layer in tqdm(zip(layers, moments, strict=True), "spectra", len(layers), unit="layer"):
+    metrics = sensitivities or [{} for _ in layers]
+    for layer, of_layer, of_metric in tqdm(
+        zip(layers, moments, metrics, strict=True), "spectra", len(layers), unit="layer"
+    ):
         spectra.append({})
         for projection in PROJECTIONS:
             linear = projection_module(layer, projection)
             observed, side = _observed(of_layer, projection)
-            eigenvalues = output_eigenvalues(linear.weight.detach().to(observed.mean.device), observed.covariance, side)
+            weight = linear.weight.detach().to(observed.mean.device)
+            metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
+            eigenvalues = output_eigenvalues(weight, observed.covariance, side, metric)
             spectra[-1][projection] = Spectrum(
                 eigenvalues, linear.in_features, linear.out_features, linear.bias is not None, observed.count
             )
@@ -58,25 +78,45 @@ def compress(
     Raises:
         ValueError: a layer, projection or rank does not fit the model.
     """
-    config = LiteWhisperConfig(**{**model.config.to_dict(), "low_rank_config": ranks})
-    state = model.state_dict()
-    layers = model.get_encoder().layers
-    for index in tqdm(range(len(layers)), "factorisation", unit="layer"):
-        for projection, rank in ranks[index].items():
-            linear = projection_module(layers[index], projection)
-            observed, side = _observed(moments[index], projection)
-            device = observed.mean.device
-            weight = linear.weight.to(device)
-            bias = None if linear.bias is None else linear.bias.to(device)
+    lite = empty_lite_model(model, ranks)
+    pairs = zip(model.get_encoder().layers, lite.get_encoder().layers, ranks, moments, strict=True)
+    for layer, twin, of_layer, observed_layer in tqdm(pairs, "factorisation", len(ranks), unit="layer"):
+        for projection, rank in of_layer.items():
+            linear = projection_module(layer, projection)
+            observed, side = _observed(observed_layer, projection)
+            weight, bias = (
+                None if part is None else part.to(observed.mean.device) for part in (linear.weight, linear.bias)
+            )
             factors = factorize(weight, bias, observed.mean, observed.covariance, side, rank)
-            parent = "" if projection in ("fc1", "fc2") else "self_attn."
-            prefix = f"model.encoder.layers.{index}.{parent}{projection}"
-            del state[f"{prefix}.weight"]
-            for name, factor in factors._asdict().items():
-                state[f"{prefix}.{name}"] = factor.to(linear.weight)
+            set_factors(projection_module(twin, projection), factors)
+    return lite
+
+
+def empty_lite_model(model: WhisperForConditionalGeneration, ranks: Ranks) -> LiteWhisperForConditionalGeneration:
+    """
+    The LiteWhisper with these ranks, a copy of the base model except that all its factors are zero.
+
+    Raises:
+        ValueError: a layer, projection or rank does not fit the model.
+    """
+    config = LiteWhisperConfig(**{**model.config.to_dict(), "low_rank_config": ranks})
     with torch.device("meta"):
         lite = LiteWhisperForConditionalGeneration(config)
-    lite.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    state = model.state_dict()
+    values = {
+        name: state[name].clone()
+        if name in state and state[name].shape == empty.shape
+        else torch.zeros(empty.shape, dtype=model.dtype, device=model.device)
+        for name, empty in lite.state_dict().items()
+    }
+    lite.load_state_dict(values, assign=True)
     lite.tie_weights()
     lite.generation_config = copy.deepcopy(model.generation_config)
     return lite.eval()
+
+
+@torch.no_grad()
+def set_factors(pair: nn.Module, factors: Factors) -> None:
+    """Writes factors into a `LowRankLinear`, in its dtype and on its device."""
+    for name, value in factors._asdict().items():
+        getattr(pair, name).copy_(value)

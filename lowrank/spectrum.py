@@ -53,36 +53,81 @@ class Spectrum:
         return float(self.eigenvalues[:rank].sum() / total) if total > 0 else 1.0
 
 
+class Metric(NamedTuple):
+    """
+    What makes errors in a projection's output comparable: |root e|^2 is the loss that an error e costs.
+
+    root, inverse : torch.Tensor, shape = (r, r), r = min(in_features, out_features), in the coordinates of
+        `reduced_weight`, each the inverse of the other
+    """
+
+    root: torch.Tensor
+    inverse: torch.Tensor
+
+
+def reduced_weight(weight: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """
+    Writes W, shape = (out_features, in_features), as Q R with Q orthonormal and R no taller than wide.
+
+    The outputs of a tall W span no more than in_features dimensions; Q, shape = (out_features, in_features), is a basis
+    of these, and R its square factor. Where W is not tall, Q is the identity (None) and R is W.
+    """
+    if weight.shape[0] <= weight.shape[1]:
+        return None, weight
+    q, r = torch.linalg.qr(weight)
+    return q, r
+
+
+def loss_metric(weight: torch.Tensor, sensitivity: torch.Tensor, damping: float) -> Metric:
+    """
+    The metric of the Fisher information, damped: (G + damping * mean diagonal of G * I)^(1/2).
+
+    Args:
+        weight: W, shape = (out_features, in_features).
+        sensitivity: G = E[g g^T] at the outputs, or W^T G W where W is tall, as `collect_sensitivities` gives it.
+        damping: how much of the plain squared error to mix in; positive.
+
+    Returns:
+        float64, in the coordinates of `reduced_weight`.
+    """
+    q, r = reduced_weight(weight.double())
+    gradient = sensitivity.double()
+    if q is not None:  # W^T G W = R^T (Q^T G Q) R
+        gradient = torch.linalg.solve(r.t(), torch.linalg.solve(r.t(), gradient).t())
+    values, vectors = torch.linalg.eigh((gradient + gradient.t()) / 2)
+    values = values.clamp(min=0)
+    roots = (values + damping * values.mean()).clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+    return Metric((vectors * roots) @ vectors.t(), (vectors / roots) @ vectors.t())
+
+
 def _reduced_covariance(
     weight: torch.Tensor, covariance: torch.Tensor, side: Side
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """
-    Writes cov(y), y = Wx + b, as Q S Q^T with S no larger than the narrow side of W and Q orthonormal (None: identity).
-
-    From the output side S is the covariance itself. From the input side cov(y) = W cov(x) W^T; where W is tall, W = QR
-    leaves S = R cov(x) R^T.
-    """
+    """cov(y), y = Wx + b, in the coordinates of `reduced_weight`, and the Q of these."""
     if side == "output":
         return None, covariance
-    if weight.shape[0] <= weight.shape[1]:
-        return None, weight @ covariance @ weight.t()
-    q, r = torch.linalg.qr(weight)
+    q, r = reduced_weight(weight)
     return q, r @ covariance @ r.t()
 
 
-def output_eigenvalues(weight: torch.Tensor, covariance: torch.Tensor, side: Side) -> torch.Tensor:
+def output_eigenvalues(
+    weight: torch.Tensor, covariance: torch.Tensor, side: Side, metric: Metric | None = None
+) -> torch.Tensor:
     """
-    The eigenvalues of cov(Wx + b) that can differ from zero.
+    The eigenvalues of cov(Wx + b) that can differ from zero; in a metric A, those of A cov(Wx + b) A.
 
     Args:
         weight: W, shape = (out_features, in_features).
         covariance: of x or of y, whichever is narrower.
         side: "input" if it is that of x, "output" if that of y.
+        metric: of the outputs; the eigenvalues are then in units of the loss.
 
     Returns:
         float64, shape = (min(in_features, out_features),), descending, clamped at zero.
     """
     _, reduced = _reduced_covariance(weight.double(), covariance.double(), side)
+    if metric is not None:
+        reduced = metric.root @ reduced @ metric.root
     return torch.linalg.eigvalsh(reduced).flip(0).clamp(min=0)
 
 
@@ -118,3 +163,49 @@ def factorize(
     mean_output = weight @ mean + offset if side == "input" else mean
     bias = mean_output + directions @ (directions.t() @ (offset - mean_output))
     return Factors(weight.t() @ directions, directions.t().contiguous(), bias)
+
+
+def regress(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    covariance: torch.Tensor,
+    target_mean: torch.Tensor,
+    cross_covariance: torch.Tensor,
+    metric: Metric,
+    rank: int,
+    ridge: float,
+) -> Factors:
+    """
+    The map of limited rank that takes given inputs nearest to given targets: reduced-rank regression (Izenman, 1975).
+
+    The full map M = W + (cov(t, x) - W cov(x)) (cov(x) + ridge * mean variance * I)^-1 is kept near W where the inputs
+    say little; of M x the `rank` leading directions in the metric are kept, as in `factorize`.
+
+    Args:
+        weight: W of the projection, shape = (out_features, in_features).
+        bias: b, shape = (out_features,), or None.
+        mean: of the inputs x, shape = (in_features,).
+        covariance: of the inputs, shape = (in_features, in_features).
+        target_mean: of the targets t, shape = (r,), r = min(in_features, out_features): the desired outputs without b,
+            in the coordinates of `reduced_weight`.
+        cross_covariance: of targets and inputs, shape = (r, in_features).
+        metric: of the outputs.
+        rank: at most r.
+        ridge: not negative.
+
+    Returns:
+        Factors in float64.
+    """
+    q, r = reduced_weight(weight.double())
+    covariance, cross_covariance = covariance.double(), cross_covariance.double()
+    damped = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+    full = r + torch.linalg.solve(damped, (cross_covariance - r @ covariance).t()).t()
+    kept = metric.root @ full @ covariance @ full.t() @ metric.root
+    directions = torch.linalg.eigh((kept + kept.t()) / 2).eigenvectors[:, -rank:].flip(1)
+    weight1 = full.t() @ (metric.root @ directions)
+    weight2 = (metric.inverse @ directions).t()
+    offset = target_mean.double() - (mean.double() @ weight1) @ weight2
+    if q is not None:
+        weight2, offset = weight2 @ q.t(), q @ offset
+    return Factors(weight1, weight2.contiguous(), offset if bias is None else offset + bias.double())

@@ -26,7 +26,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration, Whisper
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from lite_whisper import LiteWhisperForConditionalGeneration, cli
-from lite_whisper.convert import main, parse_arguments
+from lite_whisper.convert import encoder_budget, main, parse_arguments
 from lite_whisper.errors import exit_code
 
 ROOT = Path(__file__).parents[1]
@@ -77,8 +77,8 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(output: Path, speech: Path, *more: str | Path) -> list[str]:
-    """The command line of a small conversion; what `more` repeats counts."""
-    options = ["--model", MODEL, "--output", output, "--num-samples", WINDOWS, "--seed", 3]
+    """The command line of a small conversion by the published recipe; what `more` repeats counts."""
+    options = ["--model", MODEL, "--output", output, "--num-samples", WINDOWS, "--seed", 3, "--recipe", "liteasr"]
     dataset = [] if "--dataset" in more else ["--dataset", speech]
     return [str(option) for option in (*options, *dataset, *more)]
 
@@ -769,3 +769,69 @@ def test_the_console_script_names_its_commands(
     monkeypatch.setattr(sys, "argv", ["lite-whisper", *words])
     assert cli.main() == 2
     assert re.match("usage: lite-whisper .*convert", only_message(capsys.readouterr().err))
+
+
+@pytest.fixture(scope="module")
+def loss_aware(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
+    """The result of the default recipe with a budget."""
+    folder = tmp_path_factory.mktemp("loss-aware") / "lite"
+    options = ["--recipe", "loss-aware", "--encoder-params", "1.5M", "--rank-multiple", "4"]
+    assert main(arguments(folder, speech, *options)) == 0
+    return folder
+
+
+def test_the_default_recipe_meets_its_budget(loss_aware: Path) -> None:
+    tensors = load_file(loss_aware / "model.safetensors")
+    encoder = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("model.encoder."))
+    assert 0.995 * 1.5e6 < encoder <= 1.5e6
+    said = json.loads((loss_aware / "compression.json").read_text())
+    assert said["recipe"] == {"name": "loss-aware", "encoder_parameters": 1_500_000, "rank_multiple": 4}
+    assert said["after"]["encoder_parameters"] == encoder
+    for ranks, losses in zip(said["low_rank_config"], said["predicted_loss"], strict=True):
+        assert all(rank % 4 == 0 for rank in ranks.values())
+        assert all((loss > 0) == (name in ranks) for name, loss in losses.items())
+    assert {path.name for path in loss_aware.iterdir()} == COPIED | WRITTEN
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "parameters", "expected"),
+    [
+        (["--encoder-params", "313M"], "whisper-large-v3-turbo", 635_000_000, 313_000_000),
+        (["--encoder-params", "2000"], "mine", 5_000, 2_000),
+        (["--ratio", "0.5"], "mine", 5_001, 2_500),
+        (["--preset", "fast"], "whisper-large-v3-turbo", 635_000_000, 313_000_000),
+        (["--preset", "acc"], "whisper-base", 19_820_000, 18_640_000),
+        (["--preset", "fast"], "mine", 635_000, 308_000),
+        ([], "whisper-large-v3", 635_000_000, 377_000_000),
+        ([], "mine", 635_000, 377_000),
+    ],
+)
+def test_sizes_that_may_be_asked_for(options: list[str], name: str, parameters: int, expected: int) -> None:
+    parsed = parse_arguments(["--model", f"org/{name}", "--dataset", "x", "--output", "y", *options])
+    assert parsed.recipe == "loss-aware"
+    assert encoder_budget(parsed, parameters) == expected
+
+
+def test_a_budget_that_is_too_small(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--recipe", "loss-aware", "--ratio", "0.05"]
+    assert main(arguments(tmp_path / "lite", speech, *options)) == 1
+    assert "the smallest ranks cost" in only_message(capsys.readouterr().err)
+    assert not (tmp_path / "lite").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--recipe", "liteasr", "--ratio", "0.5"],
+        ["--recipe", "loss-aware", "--thresholds", "0.9:0.9"],
+        ["--moments", "m.safetensors"],
+        ["--ratio", "0.5", "--preset", "fast"],
+        ["--ratio", "1.5"],
+        ["--encoder-params", "many"],
+        ["--encoder-params", "0M"],
+    ],
+)
+def test_sizes_and_recipes_that_do_not_go_together(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(["--model", "x", "--dataset", "x", "--output", "y", *options])
+    assert end.value.code == 2

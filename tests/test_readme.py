@@ -116,7 +116,7 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 0, result.stderr
     outputs = [*re.findall(r"--output (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 7
+    assert len(outputs) == len(set(outputs)) == 8
     for output in outputs:
         assert (workplace / output / "model.safetensors").exists()
         assert (workplace / output / "tokenizer_config.json").exists()

@@ -1,10 +1,12 @@
 """The published rules for choosing ranks."""
 
+import itertools
+
 import pytest
 import torch
 
 from lite_whisper.errors import InputError
-from lite_whisper.lowrank.allocation import threshold_ranks
+from lite_whisper.lowrank.allocation import budget_ranks, threshold_ranks
 from lite_whisper.lowrank.spectrum import Spectrum
 
 
@@ -65,3 +67,72 @@ def test_too_few_frames() -> None:
 def test_values_that_make_no_sense(thresholds: tuple[float, float], multiple: int) -> None:
     with pytest.raises(InputError):
         threshold_ranks([{"q_proj": spectrum([1.0] * 16)}], thresholds, multiple)
+
+
+def cost_of(spectra, ranks) -> int:
+    return sum(
+        spectrum.parameters(ranks[layer][name]) if name in ranks[layer] else spectrum.dense_parameters
+        for layer, of_layer in enumerate(spectra)
+        for name, spectrum in of_layer.items()
+    )
+
+
+def loss_of(spectra, ranks) -> float:
+    return sum(
+        float(spectrum.eigenvalues[ranks[layer][name] :].sum()) if name in ranks[layer] else 0.0
+        for layer, of_layer in enumerate(spectra)
+        for name, spectrum in of_layer.items()
+    )
+
+
+def random_spectra(seed: int) -> list[dict[str, Spectrum]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random_spectrum(out_features: int) -> Spectrum:
+        values = torch.rand(8, generator=generator, dtype=torch.float64).pow(4).sort(descending=True).values
+        return Spectrum(values * 10 ** float(torch.randn(1, generator=generator)), 8, out_features, True, 100)
+
+    return [{"q_proj": random_spectrum(8), "fc1": random_spectrum(32)} for _ in range(2)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_budget_is_spent_as_well_as_on_the_hull(seed: int) -> None:
+    """Against every combination there is: where the best of all is on the Lagrangian's hull, it is found."""
+    spectra = random_spectra(seed)
+    names = [(layer, name) for layer in range(2) for name in ("q_proj", "fc1")]
+    combinations = []
+    for choice in itertools.product([None, *range(1, 9)], repeat=4):
+        ranks: list[dict[str, int]] = [{}, {}]
+        for (layer, name), rank in zip(names, choice, strict=True):
+            if rank is not None:
+                ranks[layer][name] = rank
+        combinations.append((cost_of(spectra, ranks), loss_of(spectra, ranks), ranks))
+    for mu in (1e-1, 1e-2, 1e-3):
+        best_cost, best_loss, best = min(combinations, key=lambda entry: entry[1] + mu * entry[0])
+        found = budget_ranks(spectra, best_cost, 1)
+        assert cost_of(spectra, found) <= best_cost
+        assert loss_of(spectra, found) == pytest.approx(best_loss), (found, best)
+
+
+def test_a_budget_is_never_exceeded_and_nearly_spent() -> None:
+    values = geometric(256, 0.95)
+    spectra = [dict.fromkeys(("q_proj", "v_proj"), spectrum(values)) | {"fc1": spectrum(values, 1024)}] * 4
+    dense = sum(s.dense_parameters for of_layer in spectra for s in of_layer.values())
+    losses = []
+    for share in (0.1, 0.2, 0.35, 0.6, 0.9):
+        ranks = budget_ranks(spectra, share * dense, 4)
+        assert 0.99 * share * dense < cost_of(spectra, ranks) <= share * dense
+        assert all(rank % 4 == 0 for of_layer in ranks for rank in of_layer.values())
+        losses.append(loss_of(spectra, ranks))
+    assert losses == sorted(losses, reverse=True)
+    assert budget_ranks(spectra, dense, 4) == [{}] * 4
+    with pytest.raises(InputError, match="smallest ranks cost"):
+        budget_ranks(spectra, 100, 4)
+
+
+def test_any_cost_may_be_spent() -> None:
+    """A cost under which pairs of more than rank 32 are no cheaper than dense."""
+    values = geometric(256, 0.99)
+    ranks = budget_ranks([{"q_proj": spectrum(values)}] * 2, 150, 16, lambda _, rank: 100 if rank is None else rank * 3)
+    assert sorted(map(len, ranks)) == [0, 1]
+    assert [rank for of_layer in ranks for rank in of_layer.values()] == [16]

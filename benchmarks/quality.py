@@ -1,0 +1,174 @@
+"""
+What the recipes cost in word error rate at equal encoder size, on the miniature in noise.
+
+    python benchmarks/quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--csv FILE]
+
+Sizes are those that the published thresholds reach. Every contender gets the same calibration audio and the same test
+strings with white noise at 8 dB; "added" is the word error rate above that of the uncompressed model, with the 95 %
+interval of a paired bootstrap over strings. The ingredients of the loss-aware recipe are taken apart for the first
+calibration seed.
+"""
+
+import argparse
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from lite_whisper.audio import AudioDataset, Clip
+from lite_whisper.evaluation.transcription import transcribe
+from lite_whisper.evaluation.word_error_rate import text_normalizer
+from lite_whisper.lowrank import (
+    budget_ranks,
+    collect_moments,
+    collect_sensitivities,
+    compress,
+    encoder_spectra,
+    feature_batches,
+    refit,
+    threshold_ranks,
+)
+from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks
+from lite_whisper.lowrank.spectrum import Spectrum
+
+ROOT = Path(__file__).parents[1]
+THRESHOLDS = ((0.99, 0.999), (0.97, 0.99), (0.9, 0.95))
+MULTIPLE = 4
+WINDOWS = 80
+DECIBELS = 8.0
+
+
+def with_noise(clip: Clip, generator: np.random.Generator) -> Clip:
+    """The clip with white noise at `DECIBELS` below its own power."""
+    power = float((clip.samples**2).mean()) / 10 ** (DECIBELS / 10)
+    noise = generator.standard_normal(len(clip.samples)) * power**0.5
+    return Clip(clip.name, (clip.samples + noise).astype(np.float32), clip.text)
+
+
+@dataclass
+class Test:
+    """Noisy copies of the test strings and how to count errors in them."""
+
+    clips: list[Clip]
+    strings: int
+    processor: WhisperProcessor
+    normalize: Callable[[str], str]
+
+    def errors(self, model: WhisperForConditionalGeneration) -> np.ndarray:
+        """Word errors of each string, summed over its noisy copies; shape = (strings,)"""
+        texts = transcribe(model, self.processor, self.clips, batch_size=50).texts
+        pairs = [
+            (self.normalize(clip.text or ""), self.normalize(text))
+            for clip, text in zip(self.clips, texts, strict=True)
+        ]
+        counts = [jiwer.process_words(reference, text) for reference, text in pairs]
+        errors = [count.substitutions + count.deletions + count.insertions for count in counts]
+        return np.array(errors).reshape(-1, self.strings).sum(axis=0)
+
+    @property
+    def words(self) -> np.ndarray:
+        """Words of each string, summed over its noisy copies; shape = (strings,)"""
+        counts = [len(self.normalize(clip.text or "").split()) for clip in self.clips]
+        return np.array(counts).reshape(-1, self.strings).sum(axis=0)
+
+
+def interval(difference: np.ndarray, words: np.ndarray) -> tuple[float, float]:
+    """95 % interval, in per cent, of a difference in word error rate, by 10,000 paired bootstrap samples of strings."""
+    drawn = np.random.default_rng(0).integers(len(words), size=(10_000, len(words)))
+    low, high = np.percentile(100 * difference[drawn].sum(axis=1) / words[drawn].sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def relative(spectra: EncoderSpectra) -> EncoderSpectra:
+    """Spectra whose eigenvalues are shares of their projection's variance."""
+    return [
+        {
+            name: Spectrum(s.eigenvalues / s.eigenvalues.sum(), s.in_features, s.out_features, s.has_bias, s.frames)
+            for name, s in of_layer.items()
+        }
+        for of_layer in spectra
+    ]
+
+
+def cost(spectra: EncoderSpectra, ranks: Ranks) -> int:
+    """Parameters of all projections at these ranks."""
+    return sum(
+        spectrum.parameters(of_layer[name]) if name in of_layer else spectrum.dense_parameters
+        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+        for name, spectrum in spectra_of_layer.items()
+    )
+
+
+def main() -> None:
+    """Prints the table and writes it as CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits", help="holds calibration/ and test/")
+    parser.add_argument("--calibration-seeds", type=int, default=3)
+    parser.add_argument("--noise-seeds", type=int, default=5)
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+
+    miniature = ROOT / "examples/whisper-digits"
+    model = WhisperForConditionalGeneration.from_pretrained(miniature).eval()
+    processor = WhisperProcessor.from_pretrained(miniature)
+    strings = list(AudioDataset([str(arguments.digits / "test")]))
+    noisy = []
+    for seed in range(arguments.noise_seeds):
+        generator = np.random.default_rng(seed)
+        noisy += [with_noise(clip, generator) for clip in strings]
+    test = Test(noisy, len(strings), processor, text_normalizer("basic", processor.tokenizer))
+    words, base_errors = test.words, test.errors(model)
+    base = 100 * base_errors.sum() / words.sum()
+    print(f"uncompressed: {base:.2f} % of {words.sum()} words, {len(strings)} strings x {arguments.noise_seeds} noises")
+
+    rows = []
+
+    def report(seed: int, thresholds: tuple[float, float], recipe: str, lite: WhisperForConditionalGeneration) -> None:
+        errors = test.errors(lite)
+        low, high = interval(errors - base_errors, words)
+        row = {
+            "seed": seed,
+            "thresholds": f"{thresholds[0]}:{thresholds[1]}",
+            "recipe": recipe,
+            "encoder parameters": sum(parameter.numel() for parameter in lite.get_encoder().parameters()),
+            "wer": round(100 * errors.sum() / words.sum(), 2),
+            "added": round(100 * (errors - base_errors).sum() / words.sum(), 2),
+            "low": round(low, 2),
+            "high": round(high, 2),
+        }
+        rows.append(row)
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+    for seed in range(arguments.calibration_seeds):
+        audio = AudioDataset([str(arguments.digits / "calibration")], seed=seed)
+        batches = list(feature_batches(audio, processor.feature_extractor, WINDOWS, 8))
+        moments = collect_moments(model, batches)
+        sensitivities = collect_sensitivities(model, batches, seed)
+        variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
+        for thresholds in THRESHOLDS:
+            published = threshold_ranks(variances, thresholds, MULTIPLE)
+            budget = cost(variances, published)
+            report(seed, thresholds, "published", compress(model, moments, published))
+            ranks = budget_ranks(losses, budget, MULTIPLE)
+            report(seed, thresholds, "loss-aware", refit(model, batches, ranks, sensitivities))
+            if seed:
+                continue
+            by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
+            report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
+            report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
+            plain = [{name: torch.eye(len(s)) for name, s in of_layer.items()} for of_layer in sensitivities]
+            report(seed, thresholds, "refit without the metric", refit(model, batches, ranks, plain))
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Gradients of the loss, against one backward pass through the whole model."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lite_whisper.configuration_lite_whisper import PROJECTIONS
+from lite_whisper.errors import InputError
+from lite_whisper.lowrank.calibration import projection_module
+from lite_whisper.lowrank.sensitivity import _transcripts, collect_sensitivities
+
+
+@pytest.fixture(scope="module")
+def sensitivities(base_model, calibration_batches):
+    """Of the miniature on two batches."""
+    return collect_sensitivities(base_model, calibration_batches[:2], seed=5)
+
+
+def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibration_batches, sensitivities) -> None:
+    gradients: dict[tuple[int, str], list[torch.Tensor]] = {}
+    model = copy.deepcopy(base_model)
+
+    def keep(key):
+        def watch(module, inputs, output) -> None:
+            output.register_hook(lambda gradient: gradients.setdefault(key, []).append(gradient.flatten(end_dim=-2)))
+
+        return watch
+
+    for index, layer in enumerate(model.get_encoder().layers):
+        for projection in PROJECTIONS:
+            projection_module(layer, projection).register_forward_hook(keep((index, projection)))
+    generator = torch.Generator().manual_seed(5)
+    for batch in calibration_batches[:2]:
+        tokens, predicted = _transcripts(base_model, batch)
+        logits = model(input_features=batch, decoder_input_ids=tokens).logits[predicted]
+        probabilities = logits.detach().softmax(dim=-1)
+        noise = torch.randn(logits.shape, generator=generator)
+        # the square root of diag(p) - p p^T, written out as a matrix for each token
+        roots = [torch.diag(p.sqrt()) - torch.outer(p, p.sqrt()) for p in probabilities]
+        logits.backward(torch.stack([root @ z for root, z in zip(roots, noise, strict=True)]))
+    for (index, projection), parts in gradients.items():
+        frames = torch.cat(parts).double()
+        if projection == "fc1":
+            frames = frames @ projection_module(base_model.get_encoder().layers[index], projection).weight.double()
+        expected = frames.t() @ frames / len(frames)
+        error = (sensitivities[index][projection].double() - expected).norm() / expected.norm()
+        assert error < 1e-3, f"layer {index} {projection}: {float(error):.1e}"
+
+
+def test_the_random_gradient_has_the_covariance_of_the_fisher_information() -> None:
+    """diag(sqrt p) - p sqrt(p)^T, times its own transpose, is diag(p) - p p^T."""
+    p = torch.rand(7, dtype=torch.float64).softmax(dim=0)
+    root = torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())
+    torch.testing.assert_close(root @ root.t(), torch.diag(p) - torch.outer(p, p))
+
+
+def test_the_transcripts_are_those_of_generate(base_model, processor, calibration_batches) -> None:
+    batch = calibration_batches[0]
+    tokens, predicted = _transcripts(base_model, batch)
+    texts = base_model.generate(batch, language="en", task="transcribe", num_beams=1)
+    expected = processor.batch_decode(texts, skip_special_tokens=True)
+    for row, mask, text in zip(tokens, predicted, expected, strict=True):
+        assert row[:4].tolist() == [292, 293, 394, 398]
+        spoken = row[mask][1:]  # the first prediction is made from the last token of the prefix
+        assert processor.decode(spoken, skip_special_tokens=True) == text
+        assert int(mask.sum()) == len(spoken) + 1
+
+
+def test_an_english_only_model_has_no_language_token(base_model, calibration_batches) -> None:
+    model = copy.deepcopy(base_model)
+    model.generation_config.is_multilingual = False
+    model.generation_config.lang_to_id = model.generation_config.task_to_id = None
+    del model.generation_config.lang_to_id, model.generation_config.task_to_id
+    tokens, predicted = _transcripts(model, calibration_batches[0])
+    assert tokens[0, :2].tolist() == [292, 398] and predicted[0, :2].tolist() == [False, True]
+
+
+def test_shapes_and_symmetry(sensitivities) -> None:
+    for of_layer in sensitivities:
+        assert of_layer.keys() == set(PROJECTIONS)
+        for total in of_layer.values():
+            assert total.shape == (256, 256)
+            torch.testing.assert_close(total, total.t())
+            assert float(total.trace()) > 0
+
+
+def test_the_model_is_left_as_it_was(base_model, calibration_batches) -> None:
+    model = copy.deepcopy(base_model).train()
+    collect_sensitivities(model, calibration_batches[:1])
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_is_not_finite_or_empty(base_model) -> None:
+    with pytest.raises(InputError, match="no calibration audio"):
+        collect_sensitivities(base_model, [])
+    model = copy.deepcopy(base_model)
+    with torch.no_grad():
+        model.get_encoder().layers[0].fc1.weight[0, 0] = torch.nan
+    features = F.pad(torch.randn(1, 80, 10), (0, 590))
+    with pytest.raises(InputError, match="gradients are NaN"):
+        collect_sensitivities(model, [features])
