@@ -207,17 +207,22 @@ def fingerprint(model: WhisperForConditionalGeneration) -> str:
     return digest.hexdigest()
 
 
-def calibrate(
-    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
-) -> tuple[EncoderMoments, dict[str, Any]]:
-    """The moments of the encoder and what they were computed from, read from `--moments` where it exists."""
-    wanted = {
+def calibration_settings(arguments: argparse.Namespace, weights: str) -> dict[str, Any]:
+    """What decides the outcome of a calibration: the encoder, by its fingerprint, and the options."""
+    return {
         "encoder_weights": weights,
         "datasets": arguments.dataset,
         "num_samples": arguments.num_samples,
         "seed": arguments.seed,
         "dtype": arguments.dtype,
     }
+
+
+def calibrate(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
+) -> tuple[EncoderMoments, dict[str, Any]]:
+    """The moments of the encoder and what they were computed from, read from `--moments` where it exists."""
+    wanted = calibration_settings(arguments, weights)
     if arguments.moments and arguments.moments.exists():
         if arguments.moments.is_dir():
             raise InputError(f"--moments {arguments.moments} is a folder; name a file to keep the calibration in")
@@ -341,11 +346,7 @@ def compress_loss_aware(
     return refit(model, batches, ranks, sensitivities), {
         "recipe": {"name": "loss-aware", "encoder_parameters": budget, "rank_multiple": arguments.rank_multiple},
         "calibration": {
-            "encoder_weights": weights,
-            "datasets": arguments.dataset,
-            "num_samples": arguments.num_samples,
-            "seed": arguments.seed,
-            "dtype": arguments.dtype,
+            **calibration_settings(arguments, weights),
             "frames": moments[0]["q_proj"].count,
             "skipped": audio.skipped,
         },

@@ -48,14 +48,10 @@ def collect_sensitivities(
     """
     encoder = model.get_encoder()
     dtype = torch.promote_types(model.dtype, torch.float32)
-    sums: Sensitivities = [
-        {
-            projection: torch.zeros(2 * (min(projection_module(layer, projection).weight.shape),), dtype=dtype)
-            for projection in PROJECTIONS
-        }
-        for layer in encoder.layers
-    ]
-    sums = [{name: total.to(model.device) for name, total in of_layer.items()} for of_layer in sums]
+    sums: Sensitivities = []
+    for layer in encoder.layers:
+        sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
+        sums.append({name: torch.zeros(n, n, dtype=dtype, device=model.device) for name, n in sides.items()})
     generator = torch.Generator(model.device).manual_seed(seed)
     frames = 0
     training = model.training
