@@ -1,40 +1,46 @@
 """The command line: compress the encoder of a Whisper and write a complete model folder."""
 
 import argparse
+import csv
 import hashlib
 import importlib.metadata
+import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from lite_whisper.arguments import parse_arguments
 from lite_whisper.audio import AudioDataset, Clip
 from lite_whisper.errors import InputError, exit_code
+from lite_whisper.evaluation.plots import plot_pareto
 from lite_whisper.evaluation.transcription import transcribe
-from lite_whisper.evaluation.word_error_rate import NORMALIZERS, text_normalizer, word_error_rate
-from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks, budget_ranks, threshold_ranks
-from lite_whisper.lowrank.calibration import (
-    EncoderMoments,
-    collect_moments,
-    feature_batches,
-    load_moments,
-    save_moments,
+from lite_whisper.evaluation.word_error_rate import text_normalizer, word_error_rate
+from lite_whisper.lowrank.allocation import (
+    EncoderSpectra,
+    budget_ranks,
+    discarded,
+    threshold_ranks,
+    threshold_ranks_within,
+    total_cost,
 )
+from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments, feature_batches
 from lite_whisper.lowrank.compression import compress, encoder_spectra
-from lite_whisper.lowrank.sensitivity import collect_sensitivities
+from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
+from lite_whisper.lowrank.storage import load_moments, save_moments
 from lite_whisper.model_folder import load_base_model, merge, save_model_folder, upgrade
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.saving import check_output_folder
+from lite_whisper.saving import check_output_folder, temporary_name, unfinished
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = Path(__file__).parent / "examples"
 # Encoder parameters of the published checkpoints, in millions.
 PRESETS: dict[str, dict[str, float]] = {
     "whisper-tiny": {"acc": 7.41, "plain": 7.00, "fast": 6.48},
@@ -47,156 +53,9 @@ PRESETS: dict[str, dict[str, float]] = {
 PRESET_RATIOS = {name: size / 635 for name, size in PRESETS["whisper-large-v3"].items()}
 
 
-def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.py") -> argparse.Namespace:
-    """The arguments of `convert.py`, with the bundled miniature filled in where no model is named."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Compress the encoder of a Whisper by low-rank factorisation. "
-        "Without arguments: the bundled miniature Whisper, calibrated and evaluated on its bundled audio.",
-    )
-    parser.add_argument("--model", help="Hub id or folder of a Whisper, for example openai/whisper-small")
-    parser.add_argument(
-        "--dataset",
-        nargs="+",
-        action="extend",
-        help="calibration audio: files, folders, or Hub datasets as org/name[:config[:split]]; may be repeated",
-    )
-    parser.add_argument(
-        "--merge",
-        metavar="LITE_WHISPER",
-        help="instead of compressing: multiply the pairs of a compressed model out and write a stock Whisper",
-    )
-    parser.add_argument(
-        "--upgrade",
-        metavar="LITE_WHISPER",
-        help="instead of compressing: rewrite a checkpoint of efficient-speech/ as a complete model folder",
-    )
-    parser.add_argument("--base-model", help="with --upgrade: the Whisper that it was made from, if unknown")
-    parser.add_argument("--output", type=Path, help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model folder at --output")
-    parser.add_argument(
-        "--recipe",
-        choices=("loss-aware", "liteasr"),
-        help="loss-aware (default): what the recognition loss feels least is cut, to a size of one's choice; "
-        "liteasr: the published recipe, variance by thresholds",
-    )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--encoder-params", type=_parameters, metavar="313M", help="parameters the encoder may have")
-    size.add_argument("--ratio", type=_ratio, help="share of the encoder's parameters to keep")
-    size.add_argument(
-        "--preset",
-        choices=("acc", "plain", "fast"),
-        help="the sizes of the published checkpoints, or the same shares of other models (default plain)",
-    )
-    size.add_argument(
-        "--thresholds",
-        type=_thresholds,
-        metavar="ATTENTION:MLP",
-        help="with liteasr: share of the variance to keep in attention and in the MLP (default 0.99:0.999)",
-    )
-    parser.add_argument("--rank-multiple", type=_positive, default=16, help="ranks are multiples of this (default 16)")
-    parser.add_argument(
-        "--num-samples",
-        type=_positive,
-        default=100,
-        help="windows of calibration audio, 30 s each for the published Whispers (default 100)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which samples are taken from the dataset (default 0)")
-    parser.add_argument("--batch-size", type=_positive, default=8, help="windows that run at once (default 8)")
-    parser.add_argument(
-        "--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="what the model computes in meanwhile (default float32); it is saved in the base model's own",
-    )
-    parser.add_argument(
-        "--moments",
-        type=Path,
-        help="keep the calibration in this file; where it exists already, no audio is read",
-    )
-    parser.add_argument(
-        "--evaluate",
-        nargs="+",
-        metavar="DATASET",
-        help="transcribe these before and after; word error rate and encoder time go into the report",
-    )
-    parser.add_argument("--normalizer", choices=NORMALIZERS, default="basic", help="of the texts (default basic)")
-    arguments = parser.parse_args(argv)
-    sources = [name for name in ("model", "merge", "upgrade") if getattr(arguments, name)]
-    if len(sources) > 1:
-        parser.error(f"--{sources[0]} and --{sources[1]} exclude each other")
-    if arguments.base_model and not arguments.upgrade:
-        parser.error("--base-model goes with --upgrade; the model to compress is --model")
-    if not sources:
-        if not EXAMPLES.exists():
-            parser.error("the bundled miniature only comes with a clone of the repository; give --model and --dataset")
-        arguments.model = str(EXAMPLES / "whisper-digits")
-        arguments.dataset = arguments.dataset or [str(EXAMPLES / "digits" / "calibration")]
-        arguments.evaluate = arguments.evaluate or [str(EXAMPLES / "digits" / "test")]
-        arguments.output = arguments.output or Path("build/lite-whisper-digits")
-    arguments.recipe = arguments.recipe or ("liteasr" if arguments.thresholds else "loss-aware")
-    if arguments.recipe == "liteasr":
-        if arguments.encoder_params or arguments.ratio or arguments.preset:
-            parser.error("--recipe liteasr takes no size; choose --thresholds, or leave --recipe out")
-        arguments.thresholds = arguments.thresholds or (0.99, 0.999)
-    elif arguments.thresholds:
-        parser.error("--thresholds belong to --recipe liteasr; choose --encoder-params, --ratio or --preset")
-    elif arguments.moments:
-        parser.error("--moments goes with --recipe liteasr; the loss-aware one reads the audio more than once")
-    if arguments.model and arguments.dataset is None and not (arguments.moments and arguments.moments.exists()):
-        parser.error("--dataset is needed: files, folders or Hub datasets with audio like that of the use to come")
-    if arguments.output is None:
-        parser.error("--output is needed: the folder to write")
-    return arguments
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _thresholds(text: str) -> tuple[float, float]:
-    try:
-        attention, mlp = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.99:0.999") from None
-    if not (0 < attention < 1 and 0 < mlp < 1):
-        raise argparse.ArgumentTypeError(f"both shares of {text} must lie between 0 and 1, for example 0.99:0.999")
-    return attention, mlp
-
-
-def _parameters(text: str) -> int:
-    units = {"K": 1e3, "M": 1e6, "B": 1e9}
-    try:
-        count = float(text[:-1]) * units[text[-1].upper()] if text[-1:].upper() in units else float(text)
-    except ValueError:
-        count = 0
-    if not 0 < count < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of parameters such as 313M")
-    return int(count)
-
-
-def _ratio(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = 0
-    if not 0 < ratio <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.5")
-    return ratio
-
-
-def _device(text: str) -> str:
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text} cannot be used ({reason}); use cpu, or cuda with a GPU") from None
-    return text
+def encoder_parameters(model: WhisperForConditionalGeneration) -> int:
+    """How many parameters the encoder has."""
+    return sum(parameter.numel() for parameter in model.get_encoder().parameters())
 
 
 def fingerprint(model: WhisperForConditionalGeneration) -> str:
@@ -213,42 +72,72 @@ def calibration_settings(arguments: argparse.Namespace, weights: str) -> dict[st
         "encoder_weights": weights,
         "datasets": arguments.dataset,
         "num_samples": arguments.num_samples,
+        "noise": list(arguments.noise),
         "seed": arguments.seed,
         "dtype": arguments.dtype,
     }
 
 
+def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Refuses to go on with a file that was made with other settings, and says with which."""
+    differences = [
+        f"{name} {kept.get(name)} there, {wanted[name]} here" for name in wanted if kept.get(name) != wanted[name]
+    ]
+    if differences:
+        raise InputError(
+            f"{path} was made from something else: {'; '.join(differences)}. "
+            "Give the same options, or another file or output, or remove it to begin anew"
+        )
+
+
+class Calibration(NamedTuple):
+    """What calibration found, and in which audio; sensitivities and the features of the audio where they are needed."""
+
+    moments: EncoderMoments
+    sensitivities: Sensitivities | None
+    batches: list[torch.Tensor]
+    origin: dict[str, Any]
+
+
 def calibrate(
-    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
-) -> tuple[EncoderMoments, dict[str, Any]]:
-    """The moments of the encoder and what they were computed from, read from `--moments` where it exists."""
-    wanted = calibration_settings(arguments, weights)
-    if arguments.moments and arguments.moments.exists():
-        if arguments.moments.is_dir():
-            raise InputError(f"--moments {arguments.moments} is a folder; name a file to keep the calibration in")
-        moments, origin = load_moments(arguments.moments)
-        if arguments.dataset is None:
-            wanted |= {name: origin.get(name) for name in ("datasets", "num_samples", "seed", "dtype")}
-        differences = [
-            f"{name} {origin.get(name)} there, {wanted[name]} here"
-            for name in wanted
-            if origin.get(name) != wanted[name]
-        ]
-        if differences:
-            raise InputError(
-                f"{arguments.moments} holds moments of something else: {'; '.join(differences)}. "
-                "Name another file, or remove this one to compute them anew"
-            )
-        return moments, origin
+    arguments: argparse.Namespace,
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    weights: str,
+    path: Path | None,
+) -> Calibration:
+    """
+    Gathers what the recipe needs to know of the encoder; what the file at `path` holds is not computed again.
+
+    The published recipe needs the moments alone and streams the audio.
+    """
+    if path and path.is_dir():
+        raise InputError(f"--moments {path} is a folder; name a file to keep the calibration in")
+    streamed = arguments.recipe == "liteasr"
+    settings = calibration_settings(arguments, weights)
+    moments, sensitivities, origin = load_moments(path) if path and path.exists() else (None, None, settings)
+    if arguments.dataset is None:
+        settings = {**origin, "encoder_weights": weights}
+    check_same(origin, settings, path or Path())
+    if moments and streamed:
+        return Calibration(moments, None, [], origin)
     audio = AudioDataset(arguments.dataset, seed=arguments.seed)
-    batches = feature_batches(audio, processor.feature_extractor, arguments.num_samples, arguments.batch_size)
-    moments = collect_moments(model, batches, arguments.num_samples)
+    extractor, windows = processor.feature_extractor, arguments.num_samples
+    stream = feature_batches(audio, extractor, windows, arguments.batch_size, arguments.noise, arguments.seed)
+    batches = [] if streamed else list(stream)
+    windows = sum(map(len, batches)) or windows
+    if moments is None:
+        moments = collect_moments(model, batches or stream, windows)
+        origin = {**settings, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}
+        if path:
+            save_moments(moments, path, origin)
+    if not streamed and sensitivities is None:
+        sensitivities = collect_sensitivities(model, batches, arguments.seed, windows)
+        if path:
+            save_moments(moments, path, origin, sensitivities)
     if audio.skipped:
         logger.warning("skipped %d clips that could not be read", len(audio.skipped))
-    origin = {**wanted, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}
-    if arguments.moments:
-        save_moments(moments, arguments.moments, origin)
-    return moments, origin
+    return Calibration(moments, sensitivities, batches, origin)
 
 
 def measure(
@@ -259,8 +148,8 @@ def measure(
     stored_dtype: torch.dtype,
 ) -> dict[str, float]:
     """Sizes of a model and, where there are clips, its word error rate and encoder time."""
-    figures = {
-        "encoder_parameters": sum(parameter.numel() for parameter in model.get_encoder().parameters()),
+    figures: dict[str, float] = {
+        "encoder_parameters": encoder_parameters(model),
         "total_parameters": model.num_parameters(),
         "weight_bytes": model.num_parameters() * stored_dtype.itemsize,
     }
@@ -299,89 +188,152 @@ def encoder_budget(arguments: argparse.Namespace, parameters: int) -> int:
     return int(published[preset] * 1e6) if published else int(PRESET_RATIOS[preset] * parameters)
 
 
-def as_stored(
-    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, stored_dtype: torch.dtype
-) -> WhisperForConditionalGeneration:
-    """The model, loaded again where `--dtype` has rounded its weights: calibration may be rough, the result may not."""
-    if torch.promote_types(model.dtype, stored_dtype) == model.dtype:
-        return model
-    return load_base_model(arguments.model)[0].to(arguments.device)  # type: ignore[arg-type]
+def prepare(
+    arguments: argparse.Namespace, work: Path
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor, Path, torch.dtype, Calibration]:
+    """The model and its processor, the folder of its files, the dtype in which it is stored, and its calibration."""
+    model, base_folder = load_base_model(arguments.model)
+    processor = WhisperProcessor.from_pretrained(base_folder)
+    weights, stored_dtype = fingerprint(model), model.dtype
+    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
+    path = arguments.moments or (None if arguments.recipe == "liteasr" else work / "moments.safetensors")
+    calibration = calibrate(arguments, model, processor, weights, path)
+    if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
+        # Calibration may be rough, the result may not.
+        model = load_base_model(arguments.model)[0].to(arguments.device)
+    return model, processor, base_folder, stored_dtype, calibration
+
+
+def clips_to_transcribe(arguments: argparse.Namespace) -> list[Clip]:
+    """The clips of `--evaluate`, which must have transcripts."""
+    clips = list(AudioDataset(arguments.evaluate)) if arguments.evaluate else []
+    if not all(clip.text for clip in clips):
+        raise InputError("--evaluate needs transcripts: a folder with metadata.csv, or a dataset with a text column")
+    return clips
+
+
+def projections_budget(model: WhisperForConditionalGeneration, spectra: EncoderSpectra, budget: int) -> int:
+    """What the projections may cost where the whole encoder may have `budget` parameters."""
+    return budget - encoder_parameters(model) + int(total_cost(spectra, [{} for _ in spectra]))
 
 
 def compress_liteasr(
-    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, calibration: Calibration
 ) -> tuple[LiteWhisperForConditionalGeneration, dict[str, Any]]:
     """The published recipe; returns the model and what there is to say of it."""
-    stored_dtype = model.dtype
-    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
-    moments, calibration = calibrate(arguments, model, processor, weights)
-    model = as_stored(arguments, model, stored_dtype)
-    spectra = encoder_spectra(model, moments)
+    spectra = encoder_spectra(model, calibration.moments)
     ranks = threshold_ranks(spectra, arguments.thresholds, arguments.rank_multiple)
-    return compress(model, moments, ranks), {
+    return compress(model, calibration.moments, ranks), {
         "recipe": {"name": "liteasr", "thresholds": arguments.thresholds, "rank_multiple": arguments.rank_multiple},
-        "calibration": calibration,
-        "variance_kept": variance_kept(spectra, ranks),
+        "calibration": calibration.origin,
+        "variance_kept": [
+            {
+                projection: spectrum.share(of_layer[projection]) if projection in of_layer else 1.0
+                for projection, spectrum in spectra_of_layer.items()
+            }
+            for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+        ],
     }
 
 
 def compress_loss_aware(
-    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, weights: str
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, calibration: Calibration, work: Path
 ) -> tuple[LiteWhisperForConditionalGeneration, dict[str, Any]]:
     """The default recipe: errors in units of the loss, one budget, sequential refit."""
-    audio = AudioDataset(arguments.dataset, seed=arguments.seed)
-    batches = list(feature_batches(audio, processor.feature_extractor, arguments.num_samples, arguments.batch_size))
-    if audio.skipped:
-        logger.warning("skipped %d clips that could not be read", len(audio.skipped))
-    windows, stored_dtype = sum(map(len, batches)), model.dtype
-    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
-    moments = collect_moments(model, batches, windows)
-    sensitivities = collect_sensitivities(model, batches, arguments.seed, windows)
-    model = as_stored(arguments, model, stored_dtype)
+    moments, sensitivities, batches, origin = calibration
+    assert sensitivities is not None
     spectra = encoder_spectra(model, moments, sensitivities)
-    dense = sum(spectrum.dense_parameters for of_layer in spectra for spectrum in of_layer.values())
-    parameters = sum(parameter.numel() for parameter in model.get_encoder().parameters())
+    parameters = encoder_parameters(model)
     budget = encoder_budget(arguments, parameters)
-    ranks = budget_ranks(spectra, budget - (parameters - dense), arguments.rank_multiple)
-    return refit(model, batches, ranks, sensitivities), {
+    if budget >= parameters:
+        logger.warning("the encoder has %d parameters and may keep %d: nothing is compressed", parameters, budget)
+    ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), arguments.rank_multiple)
+    frames = model.config.max_source_positions
+    return refit(model, batches, ranks, sensitivities, folder=work / "layers", origin=origin), {
         "recipe": {"name": "loss-aware", "encoder_parameters": budget, "rank_multiple": arguments.rank_multiple},
-        "calibration": {
-            **calibration_settings(arguments, weights),
-            "frames": moments[0]["q_proj"].count,
-            "skipped": audio.skipped,
-        },
-        "predicted_loss": predicted_loss(spectra, ranks, model.config.max_source_positions),
+        "calibration": {**origin, "languages": dict(sensitivities.languages.most_common())},
+        # in nats per window of audio
+        "predicted_loss": [
+            {projection: frames / 2 * loss for projection, loss in of_layer.items()}
+            for of_layer in discarded(spectra, ranks)
+        ],
     }
 
 
 def convert(arguments: argparse.Namespace) -> None:
     """Compresses the model that the arguments name and writes the result."""
-    evaluated = list(AudioDataset(arguments.evaluate)) if arguments.evaluate else []
-    if not all(clip.text for clip in evaluated):
-        raise InputError("--evaluate needs transcripts: a folder with metadata.csv, or a dataset with a text column")
-    model, base_folder = load_base_model(arguments.model)
-    processor = WhisperProcessor.from_pretrained(base_folder)
-    weights, stored_dtype = fingerprint(model), model.dtype
-    recipe = compress_liteasr if arguments.recipe == "liteasr" else compress_loss_aware
-    lite, account = recipe(arguments, model, processor, weights)
-    before = measure(model, processor, evaluated, arguments, stored_dtype)
-    after = measure(lite, processor, evaluated, arguments, stored_dtype)
-    lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
-    calibration = account["calibration"]
-    report = {
-        "base_model": _public_name(arguments.model),
-        **account,
-        "calibration": {**calibration, "datasets": [_public_name(source) for source in calibration["datasets"]]},
-        "low_rank_config": lite.config.low_rank_config,
-        "before": before,
-        "after": after,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("lite-whisper", "torch", "transformers", "numpy")
-        },
-    }
-    save_model_folder(lite, base_folder, arguments.output, report)
+    clips = clips_to_transcribe(arguments)
+    with unfinished(arguments.output) as work:
+        model, processor, base_folder, stored_dtype, calibration = prepare(arguments, work)
+        if arguments.recipe == "liteasr":
+            lite, account = compress_liteasr(arguments, model, calibration)
+        else:
+            lite, account = compress_loss_aware(arguments, model, calibration, work)
+        before = measure(model, processor, clips, arguments, stored_dtype)
+        after = measure(lite, processor, clips, arguments, stored_dtype)
+        lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
+        origin = account["calibration"]
+        report = {
+            "base_model": _public_name(arguments.model),
+            **account,
+            "calibration": {**origin, "datasets": [_public_name(source) for source in origin["datasets"]]},
+            "low_rank_config": lite.config.low_rank_config,
+            "before": before,
+            "after": after,
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("lite-whisper", "torch", "transformers", "numpy")
+            },
+        }
+        save_model_folder(lite, base_folder, arguments.output, report)
     print_report(before, after)
     print(f"\nwritten to {arguments.output} (what was done: compression.json, the ranks: ranks.png)")
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Measures both recipes at several sizes, from one calibration, and writes a table and a plot."""
+    clips = clips_to_transcribe(arguments)
+    with unfinished(arguments.output) as work:
+        model, processor, _, stored_dtype, calibration = prepare(arguments, work)
+        moments, sensitivities, batches, origin = calibration
+        assert sensitivities is not None
+        variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
+        settings = {
+            **origin,
+            **{name: getattr(arguments, name) for name in ("evaluate", "normalizer", "rank_multiple")},
+        }
+        kept = work / "sweep.json"
+        table: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"settings": settings, "rows": []}
+        check_same(table["settings"], settings, kept)
+        rows = table["rows"]
+
+        def add(recipe: str, ratio: float, build: Callable[[], WhisperForConditionalGeneration]) -> None:
+            if not any((row["recipe"], row["ratio"]) == (recipe, ratio) for row in rows):
+                figures = measure(build(), processor, clips, arguments, stored_dtype)
+                rows.append({"recipe": recipe, "ratio": ratio, **figures})
+                with temporary_name(kept) as temporary:
+                    temporary.write_text(json.dumps(table))
+
+        add("uncompressed", 1.0, lambda: model)
+        for ratio in arguments.sweep:
+            budget = projections_budget(model, losses, int(ratio * encoder_parameters(model)))
+            published = threshold_ranks_within(variances, budget, arguments.rank_multiple)
+            add("liteasr", ratio, partial(compress, model, moments, published))
+            ranks = budget_ranks(losses, budget, arguments.rank_multiple)
+            layers = work / f"layers-{ratio}"
+            add("loss-aware", ratio, partial(refit, model, batches, ranks, sensitivities, folder=layers, origin=origin))
+        wanted = [row for row in rows if row["ratio"] in (1.0, *arguments.sweep)]
+        with temporary_name(arguments.output) as temporary:
+            temporary.mkdir()
+            with (temporary / "sweep.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, wanted[0])
+                writer.writeheader()
+                writer.writerows(wanted)
+            plot_pareto(wanted, temporary / "pareto.png")
+    print(f"\n{'recipe':14}{'ratio':>8}{'encoder':>13}{'word error rate':>18}")
+    for row in wanted:
+        size, rate = row["encoder_parameters"] / 1e6, row["word_error_rate"]
+        print(f"{row['recipe']:14}{row['ratio']:8.2f}{size:11.2f} M{rate:16.2f} %")
+    print(f"\nwritten to {arguments.output} (sweep.csv, pareto.png)")
 
 
 def _public_name(source: str) -> str:
@@ -391,38 +343,14 @@ def _public_name(source: str) -> str:
     return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
 
 
-def variance_kept(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
-    """The share of the output variance that each projection keeps; 1 where it stays dense."""
-    return [
-        {
-            projection: spectrum.share(of_layer[projection]) if projection in of_layer else 1.0
-            for projection, spectrum in spectra_of_layer.items()
-        }
-        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
-    ]
-
-
-def predicted_loss(spectra: EncoderSpectra, ranks: Ranks, frames: int) -> list[dict[str, float]]:
-    """What each projection is predicted to add to the loss, in nats per window of `frames` frames; 0 if dense."""
-    return [
-        {
-            projection: frames / 2 * float(spectrum.eigenvalues[of_layer[projection] :].sum())
-            if projection in of_layer
-            else 0.0
-            for projection, spectrum in spectra_of_layer.items()
-        }
-        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
-    ]
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Does what the arguments ask for, once the output is known to be writable."""
     source = arguments.model or arguments.merge or arguments.upgrade
-    check_output_folder(arguments.output, arguments.overwrite)
+    check_output_folder(arguments.output, arguments.overwrite, "sweep.csv" if arguments.sweep else "config.json")
     if arguments.output.resolve() == Path(source).resolve():
         raise InputError(f"--output is {source} itself; choose another folder")
     if arguments.model:
-        convert(arguments)
+        sweep(arguments) if arguments.sweep else convert(arguments)
     else:
         if arguments.merge:
             merge(arguments.merge, arguments.output)

@@ -19,7 +19,7 @@ def exit_code(command: Callable[[], None]) -> int:
     try:
         command()
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing was left behind, run the same command again", file=sys.stderr)
+        print("\ninterrupted; run the same command again, what was finished is not repeated", file=sys.stderr)
         return 130
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory ({error}); lower --batch-size or use --device cpu", file=sys.stderr)

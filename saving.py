@@ -31,19 +31,38 @@ def temporary_name(path: Path) -> Iterator[Path]:
                 left_over.unlink(missing_ok=True)
 
 
-def check_output_folder(path: Path, overwrite: bool) -> None:
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
     """
-    Makes sure, before any work is done, that a model folder may be written to `path`.
+    Names a folder beside `path` for what took long to compute, which may be created there.
+
+    It outlasts a failure or an interruption, so that the next run can go on from it, and is removed on success.
+    """
+    folder = path.parent / f"{path.name}.unfinished"
+    try:
+        yield folder
+    except BaseException:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.json") -> None:
+    """
+    Makes sure, before any work is done, that a folder may be written to `path`.
 
     Raises:
-        InputError: it exists and `overwrite` is not set, or what would be overwritten is not a model folder.
+        InputError: it exists and `overwrite` is not set, or what would be overwritten is not a folder of that kind,
+            `known_by` a file that every one of them holds.
     """
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"nothing can be written below {parent}; choose another --output")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not path.is_dir() or not (path / "config.json").exists():
-        raise InputError(f"{path} exists and is not a model folder; choose another --output")
+    if not path.is_dir() or not (path / known_by).exists():
+        raise InputError(f"{path} exists and is not a folder with {known_by}; choose another --output")
     if not overwrite:
         raise InputError(f"{path} exists; choose another --output, or replace it with --overwrite")

@@ -3,9 +3,9 @@ What the recipes cost in word error rate at equal encoder size, on the miniature
 
     python benchmarks/quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--csv FILE]
 
-Sizes are those that the published thresholds reach. Every contender gets the same calibration audio and the same test
-strings with white noise at 8 dB; "added" is the word error rate above that of the uncompressed model, with the 95 %
-interval of a paired bootstrap over strings. The ingredients of the loss-aware recipe are taken apart for the first
+Sizes are those that the published thresholds reach. Every contender gets the same calibration audio (with noise between
+0 and 40 dB, or --calibration-noise none) and the same test strings with white noise at 8 dB; "added" is the word error
+rate above that of the uncompressed model, with the 95 % interval of a paired bootstrap over strings. The ingredients of the loss-aware recipe are taken apart for the first
 calibration seed.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from lite_whisper.arguments import NOISE, noise_range
 from lite_whisper.audio import AudioDataset, Clip
 from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.evaluation.word_error_rate import text_normalizer
@@ -33,7 +34,9 @@ from lite_whisper.lowrank import (
     refit,
     threshold_ranks,
 )
-from lite_whisper.lowrank.allocation import EncoderSpectra, Ranks
+from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
+from lite_whisper.lowrank.calibration import with_noise
+from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Spectrum
 
 ROOT = Path(__file__).parents[1]
@@ -41,13 +44,6 @@ THRESHOLDS = ((0.99, 0.999), (0.97, 0.99), (0.9, 0.95))
 MULTIPLE = 4
 WINDOWS = 80
 DECIBELS = 8.0
-
-
-def with_noise(clip: Clip, generator: np.random.Generator) -> Clip:
-    """The clip with white noise at `DECIBELS` below its own power."""
-    power = float((clip.samples**2).mean()) / 10 ** (DECIBELS / 10)
-    noise = generator.standard_normal(len(clip.samples)) * power**0.5
-    return Clip(clip.name, (clip.samples + noise).astype(np.float32), clip.text)
 
 
 @dataclass
@@ -95,21 +91,13 @@ def relative(spectra: EncoderSpectra) -> EncoderSpectra:
     ]
 
 
-def cost(spectra: EncoderSpectra, ranks: Ranks) -> int:
-    """Parameters of all projections at these ranks."""
-    return sum(
-        spectrum.parameters(of_layer[name]) if name in of_layer else spectrum.dense_parameters
-        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
-        for name, spectrum in spectra_of_layer.items()
-    )
-
-
 def main() -> None:
     """Prints the table and writes it as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits", help="holds calibration/ and test/")
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--noise-seeds", type=int, default=5)
+    parser.add_argument("--calibration-noise", type=noise_range, default=NOISE, metavar="LOW:HIGH")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
 
@@ -120,7 +108,7 @@ def main() -> None:
     noisy = []
     for seed in range(arguments.noise_seeds):
         generator = np.random.default_rng(seed)
-        noisy += [with_noise(clip, generator) for clip in strings]
+        noisy += [Clip(c.name, with_noise(c.samples, DECIBELS, generator), c.text) for c in strings]
     test = Test(noisy, len(strings), processor, text_normalizer("basic", processor.tokenizer))
     words, base_errors = test.words, test.errors(model)
     base = 100 * base_errors.sum() / words.sum()
@@ -146,13 +134,14 @@ def main() -> None:
 
     for seed in range(arguments.calibration_seeds):
         audio = AudioDataset([str(arguments.digits / "calibration")], seed=seed)
-        batches = list(feature_batches(audio, processor.feature_extractor, WINDOWS, 8))
+        extractor = processor.feature_extractor
+        batches = list(feature_batches(audio, extractor, WINDOWS, 8, arguments.calibration_noise, seed))
         moments = collect_moments(model, batches)
         sensitivities = collect_sensitivities(model, batches, seed)
         variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
         for thresholds in THRESHOLDS:
             published = threshold_ranks(variances, thresholds, MULTIPLE)
-            budget = cost(variances, published)
+            budget = total_cost(variances, published)
             report(seed, thresholds, "published", compress(model, moments, published))
             ranks = budget_ranks(losses, budget, MULTIPLE)
             report(seed, thresholds, "loss-aware", refit(model, batches, ranks, sensitivities))
@@ -161,8 +150,13 @@ def main() -> None:
             by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
             report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
             report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
-            plain = [{name: torch.eye(len(s)) for name, s in of_layer.items()} for of_layer in sensitivities]
-            report(seed, thresholds, "refit without the metric", refit(model, batches, ranks, plain))
+            report(seed, thresholds, "ranks and factors by loss", compress(model, moments, ranks, sensitivities))
+            plain = [{name: torch.eye(len(s)) for name, s in layer.items()} for layer in sensitivities.layers]
+            without_metric = refit(model, batches, ranks, Sensitivities(plain, sensitivities.languages))
+            report(seed, thresholds, "ranks by loss, refit by variance", without_metric)
+            one = collect_sensitivities(model, batches, seed, draws=1)
+            one_ranks = budget_ranks(encoder_spectra(model, moments, one), budget, MULTIPLE)
+            report(seed, thresholds, "loss-aware, one draw", refit(model, batches, one_ranks, one))
     if arguments.csv:
         with arguments.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

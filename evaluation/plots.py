@@ -1,6 +1,8 @@
 """Figures that are easier to look at than to read."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -27,5 +29,28 @@ def plot_ranks(ranks: Ranks, config: WhisperConfig, path: Path) -> None:
     axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
     axes.set(xlabel="encoder layer", title="Rank of every encoder projection")
     figure.colorbar(image, label=f"rank (full: {config.d_model})")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """
+    Draws word error rate against encoder size, a line for each recipe and a level for the uncompressed model.
+
+    Args:
+        rows (`Sequence[dict]`): each with recipe, encoder_parameters and word_error_rate (per cent).
+        path (`Path`): of the image.
+    """
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        of_recipe = [row for row in rows if row["recipe"] == recipe]
+        sizes = [row["encoder_parameters"] / 1e6 for row in of_recipe]
+        rates = [row["word_error_rate"] for row in of_recipe]
+        if recipe == "uncompressed":
+            axes.axhline(rates[0], color="black", linestyle=":", label=f"uncompressed ({sizes[0]:.1f} M)")
+        else:
+            axes.plot(sizes, rates, marker="o", label=recipe)
+    axes.set(xlabel="encoder parameters (millions)", ylabel="word error rate (%)", ylim=(0, None))
+    axes.legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

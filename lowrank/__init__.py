@@ -1,10 +1,11 @@
 """Low-rank compression of an encoder: calibration, spectra, ranks, factors."""
 
 from .allocation import budget_ranks, threshold_ranks
-from .calibration import add_moments, collect_moments, feature_batches, load_moments, save_moments
+from .calibration import add_moments, collect_moments, feature_batches
 from .compression import compress, encoder_spectra
 from .sensitivity import collect_sensitivities
 from .sequential import refit
+from .storage import load_moments, save_moments
 
 __all__ = [
     "add_moments",

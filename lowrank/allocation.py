@@ -52,9 +52,58 @@ def threshold_ranks(
     return ranks
 
 
+def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int = 16) -> Ranks:
+    """
+    The published recipe at a given size: the highest thresholds whose ranks stay within a budget of parameters.
+
+    The MLP may lose a tenth of the share that attention may lose, as with the published 0.99 and 0.999.
+
+    Args:
+        spectra (`EncoderSpectra`): of every projection, eigenvalues being variances.
+        budget (`float`): parameters of all projections together.
+        multiple (`int`): ranks are multiples of it.
+
+    Raises:
+        InputError: no thresholds lead to so small a size.
+    """
+
+    def ranks(loss: float) -> Ranks:
+        return threshold_ranks(spectra, (1 - loss, 1 - loss / 10), multiple)
+
+    low, high = 1e-9, 1 - 1e-9  # of the share that attention may lose
+    if total_cost(spectra, ranks(high)) > budget:
+        raise InputError(f"no thresholds of the published recipe give {budget:,.0f} parameters; lower --rank-multiple")
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if total_cost(spectra, ranks(middle)) <= budget else (middle, high)
+    return ranks(high)
+
+
 def parameter_cost(spectrum: Spectrum, rank: int | None) -> float:
     """The parameters of a projection at a rank, or dense (None)."""
     return spectrum.dense_parameters if rank is None else spectrum.parameters(rank)
+
+
+def total_cost(
+    spectra: EncoderSpectra, ranks: Ranks, cost: Callable[[Spectrum, int | None], float] = parameter_cost
+) -> float:
+    """What all projections cost at these ranks."""
+    return sum(
+        cost(spectrum, of_layer.get(projection))
+        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+        for projection, spectrum in spectra_of_layer.items()
+    )
+
+
+def discarded(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
+    """The sum of the eigenvalues that each projection loses at its rank; 0 where it stays dense."""
+    return [
+        {
+            projection: float(spectrum.eigenvalues[of_layer.get(projection, len(spectrum.eigenvalues)) :].sum())
+            for projection, spectrum in spectra_of_layer.items()
+        }
+        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+    ]
 
 
 def budget_ranks(

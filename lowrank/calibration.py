@@ -1,17 +1,12 @@
 """Calibration: audio in, moments of the encoder's activations out, in one streaming pass."""
 
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
@@ -19,7 +14,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..audio import SAMPLING_RATE, Clip
 from ..errors import InputError
-from ..saving import temporary_name
 from .spectrum import Side
 
 logger = logging.getLogger(__name__)
@@ -88,7 +82,12 @@ def projection_module(layer: WhisperEncoderLayer, projection: str) -> nn.Linear:
 
 
 def feature_batches(
-    clips: Iterable[Clip], feature_extractor: WhisperFeatureExtractor, num_samples: int, batch_size: int
+    clips: Iterable[Clip],
+    feature_extractor: WhisperFeatureExtractor,
+    num_samples: int,
+    batch_size: int,
+    noise: tuple[float, float] | tuple[()] = (),
+    seed: int = 0,
 ) -> Iterator[torch.Tensor]:
     """
     Cuts clips into windows of the model's length and turns them into log-mel features.
@@ -98,6 +97,8 @@ def feature_batches(
         feature_extractor (`WhisperFeatureExtractor`): the model's own.
         num_samples (`int`): how many windows to take at the most.
         batch_size (`int`): windows per batch.
+        noise (`tuple`): range of signal-to-noise ratios in dB at which white noise is added; no noise by default.
+        seed (`int`): of the noise.
 
     Yields:
         torch.Tensor, shape = (batch_size or fewer, mel bins, mel frames).
@@ -106,6 +107,7 @@ def feature_batches(
         InputError: all audio is silent.
     """
     length = feature_extractor.n_samples
+    generator = np.random.default_rng(seed)
     silent = 0
 
     def sounding_windows() -> Iterator[np.ndarray]:
@@ -114,7 +116,7 @@ def feature_batches(
             for start in range(0, len(clip.samples), length):
                 window = clip.samples[start : start + length]
                 if np.abs(window).max() >= SILENCE:
-                    yield window
+                    yield with_noise(window, generator.uniform(*noise), generator) if noise else window
                 else:
                     silent += 1
 
@@ -127,6 +129,12 @@ def feature_batches(
         logger.warning("left out %d silent windows", silent)
     if not used:
         raise InputError("the calibration audio is silent (below -80 dB); check the recordings or name another dataset")
+
+
+def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
+    """Samples with white noise at a signal-to-noise ratio in dB, both of shape = (samples,) and float32."""
+    power = float((samples.astype(np.float64) ** 2).mean()) / 10 ** (ratio / 10)
+    return (samples + power**0.5 * generator.standard_normal(len(samples))).astype(np.float32)
 
 
 @torch.no_grad()
@@ -199,42 +207,3 @@ def _check_finite(moments: EncoderMoments) -> None:
 def add_moments(first: EncoderMoments, second: EncoderMoments) -> EncoderMoments:
     """The moments of both sets of audio together."""
     return [{name: a[name] + b[name] for name in a} for a, b in zip(first, second, strict=True)]
-
-
-def save_moments(moments: EncoderMoments, path: Path, origin: dict[str, Any]) -> None:
-    """Writes moments to a safetensors file; `origin` says what they were computed from."""
-    tensors = {}
-    for layer, of_layer in enumerate(moments):
-        for projection, m in of_layer.items():
-            tensors[f"{layer}.{projection}.count"] = torch.tensor(m.count)
-            tensors[f"{layer}.{projection}.mean"] = m.mean.cpu()
-            tensors[f"{layer}.{projection}.scatter"] = m.scatter.cpu()
-    with temporary_name(path) as temporary:
-        save_file(tensors, temporary, metadata={"origin": json.dumps(origin)})
-
-
-def load_moments(path: Path) -> tuple[EncoderMoments, dict[str, Any]]:
-    """
-    Reads what `save_moments` wrote: the moments and their origin.
-
-    Raises:
-        InputError: the file is not one of moments.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            origin = json.loads(file.metadata()["origin"])
-            layers = 1 + max(int(name.split(".")[0]) for name in file.keys())  # noqa: SIM118 (not a dict)
-            moments = [
-                {
-                    projection: Moments(
-                        int(file.get_tensor(f"{layer}.{projection}.count")),
-                        file.get_tensor(f"{layer}.{projection}.mean"),
-                        file.get_tensor(f"{layer}.{projection}.scatter"),
-                    )
-                    for projection in OBSERVED_SIDE
-                }
-                for layer in range(layers)
-            ]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error
-    return moments, origin

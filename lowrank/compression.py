@@ -42,7 +42,7 @@ def encoder_spectra(
     """
     layers = model.get_encoder().layers
     spectra: EncoderSpectra = []
-    metrics = sensitivities or [{} for _ in layers]
+    metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
     for layer, of_layer, of_metric in tqdm(
         zip(layers, moments, metrics, strict=True), "spectra", len(layers), unit="layer"
     ):
@@ -61,7 +61,11 @@ def encoder_spectra(
 
 @torch.no_grad()
 def compress(
-    model: WhisperForConditionalGeneration, moments: EncoderMoments, ranks: Ranks
+    model: WhisperForConditionalGeneration,
+    moments: EncoderMoments,
+    ranks: Ranks,
+    sensitivities: Sensitivities | None = None,
+    damping: float = 0.1,
 ) -> LiteWhisperForConditionalGeneration:
     """
     Builds the LiteWhisper in which every projection named in `ranks` is a low-rank pair.
@@ -70,6 +74,9 @@ def compress(
         model (`WhisperForConditionalGeneration`): the base model; not changed, and no memory is shared with the result.
         moments (`EncoderMoments`): of its encoder, from `collect_moments`.
         ranks (`Ranks`): one dict per encoder layer, for example from `threshold_ranks`.
+        sensitivities (`Sensitivities`, *optional*): with them each projection keeps what the loss feels most, without
+            them what varies most.
+        damping (`float`): of the metric that is made of the sensitivities, see `loss_metric`.
 
     Returns:
         The compressed model, in evaluation mode, in the base model's dtype and on its device, with its generation
@@ -79,15 +86,17 @@ def compress(
         ValueError: a layer, projection or rank does not fit the model.
     """
     lite = empty_lite_model(model, ranks)
-    pairs = zip(model.get_encoder().layers, lite.get_encoder().layers, ranks, moments, strict=True)
-    for layer, twin, of_layer, observed_layer in tqdm(pairs, "factorisation", len(ranks), unit="layer"):
+    metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
+    pairs = zip(model.get_encoder().layers, lite.get_encoder().layers, ranks, moments, metrics, strict=True)
+    for layer, twin, of_layer, observed_layer, of_metric in tqdm(pairs, "factorisation", len(ranks), unit="layer"):
         for projection, rank in of_layer.items():
             linear = projection_module(layer, projection)
             observed, side = _observed(observed_layer, projection)
             weight, bias = (
                 None if part is None else part.to(observed.mean.device) for part in (linear.weight, linear.bias)
             )
-            factors = factorize(weight, bias, observed.mean, observed.covariance, side, rank)
+            metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
+            factors = factorize(weight, bias, observed.mean, observed.covariance, side, rank, metric)
             set_factors(projection_module(twin, projection), factors)
     return lite
 

@@ -1,23 +1,35 @@
 """Sensitivity: how much the recognition loss feels an error in each projection's output, from one backward pass."""
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..errors import InputError
 from .calibration import projection_module
 
-Sensitivities = list[dict[str, torch.Tensor]]
-"""
-One dict per encoder layer, from projection to E[g g^T], g the gradient of the loss at the projection's output, summed
-over frames and divided by their number; for a projection with more outputs than inputs, of W^T g instead.
-"""
+
+@dataclass
+class Sensitivities:
+    """
+    How the loss reacts to errors in every projection, and what was spoken.
+
+    layers : one dict per encoder layer, from projection to E[g g^T], shape = (r, r), r = min(in_features,
+        out_features); g is the gradient of the loss at the projection's output, summed over frames and divided by their
+        number; for a projection with more outputs than inputs, of W^T g instead
+    languages : Counter, the number of windows in each language, as the model detects it; of an English-only model empty
+    """
+
+    layers: list[dict[str, torch.Tensor]]
+    languages: Counter[str]
 
 
 def collect_sensitivities(
@@ -25,6 +37,7 @@ def collect_sensitivities(
     batches: Iterable[torch.Tensor],
     seed: int = 0,
     num_samples: int | None = None,
+    draws: int = 4,
 ) -> Sensitivities:
     """
     The second moments of the loss gradient, the true Fisher information, from audio without transcripts.
@@ -32,27 +45,31 @@ def collect_sensitivities(
     The model transcribes the audio greedily. For every token it predicts, the gradient of the log-likelihood has the
     covariance diag(p) - p p^T in the logits, which sampled labels estimate with a few large and many tiny values; here
     it is drawn as its square root times Gaussian noise, which has the same covariance and far less spread. One backward
-    pass carries all tokens of a batch, whose draws are independent, down to the projections.
+    pass carries all tokens of a window, whose draws are independent, down to the projections; several passes with new
+    noise make the estimate steadier.
 
-    Time: about six forward passes. Memory: six d x d matrices per layer (1.3 GB in fp32 for large-v3) and, for each
-    window of a batch, the inputs of all layers (0.25 GB) and the activations of one layer with its gradients.
+    Time: two forward passes of the encoder, the greedy transcripts, and for every draw about as much as two forward
+    passes. Memory: six d x d matrices per layer (1.3 GB in fp32 for large-v3) and, for each window of a batch, the
+    inputs of all layers (0.25 GB) and the activations of one layer with its gradients (0.4 GB).
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
         batches (`Iterable[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames).
         seed (`int`): of the Gaussian noise.
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
+        draws (`int`): backward passes for each window.
 
     Raises:
         InputError: there was no audio, or a gradient is NaN or infinite.
     """
     encoder = model.get_encoder()
     dtype = torch.promote_types(model.dtype, torch.float32)
-    sums: Sensitivities = []
+    sums = []
     for layer in encoder.layers:
         sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
         sums.append({name: torch.zeros(n, n, dtype=dtype, device=model.device) for name, n in sides.items()})
     generator = torch.Generator(model.device).manual_seed(seed)
+    languages: Counter[str] = Counter()
     frames = 0
     training = model.training
     model.eval()
@@ -61,20 +78,22 @@ def collect_sensitivities(
             for batch in batches:
                 features = batch.to(device=model.device, dtype=model.dtype)
                 *inputs, last = layer_inputs(encoder, features)
-                gradient = _output_gradient(model, features, last, generator)
+                gradients, spoken = _output_gradients(model, last, generator, draws)
                 for layer, given, totals in zip(
                     reversed(encoder.layers), reversed(inputs), reversed(sums), strict=True
                 ):
-                    gradient = _add_layer(layer, given, gradient, totals)
-                if not gradient.isfinite().all():
+                    gradients = _add_layer(layer, given, gradients, totals)
+                if not all(gradient.isfinite().all() for gradient in gradients):
                     raise InputError("gradients are NaN or infinite; use --dtype float32")
                 frames += last.shape[0] * last.shape[1]
+                languages.update(spoken)
                 progress.update(len(batch))
     finally:
         model.train(training)
     if not frames:
         raise InputError("there is no calibration audio; name a dataset with audio")
-    return [{name: total / frames for name, total in of_layer.items()} for of_layer in sums]
+    passes = frames * draws
+    return Sensitivities([{name: total / passes for name, total in of_layer.items()} for of_layer in sums], languages)
 
 
 @torch.no_grad()
@@ -93,44 +112,59 @@ def layer_inputs(encoder: WhisperEncoder, features: torch.Tensor) -> list[torch.
     return inputs
 
 
-def _output_gradient(
-    model: WhisperForConditionalGeneration, features: torch.Tensor, last: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """A random gradient, with the Fisher information as covariance, at the last layer's output; of the same shape."""
-    tokens, predicted = _transcripts(model, features)
-    last = last.requires_grad_()
+def _output_gradients(
+    model: WhisperForConditionalGeneration, last: torch.Tensor, generator: torch.Generator, draws: int
+) -> tuple[list[torch.Tensor], list[str]]:
+    """
+    Random gradients at the last layer's output, of its shape, with the Fisher information as covariance.
+
+    Also returns the languages that are spoken.
+    """
     with torch.enable_grad():
-        encoder_output = model.get_encoder().layer_norm(last)
-        logits = model(encoder_outputs=(encoder_output,), decoder_input_ids=tokens).logits[predicted].float()
+        last = last.requires_grad_()
+        hidden = model.get_encoder().layer_norm(last)
+    tokens, predicted, languages = _transcripts(model, hidden.detach())
+    with torch.enable_grad():
+        logits = model(encoder_outputs=(hidden,), decoder_input_ids=tokens).logits[predicted].float()
     probabilities = logits.detach().softmax(dim=-1)
     root = probabilities.sqrt()
-    noise = torch.randn(logits.shape, generator=generator, device=logits.device)
-    noise = root * noise - probabilities * (root * noise).sum(dim=-1, keepdim=True)
-    (gradient,) = torch.autograd.grad(logits, last, noise)
-    return gradient
+    gradients: list[torch.Tensor] = []
+    for _ in range(draws):
+        noise = torch.randn(logits.shape, generator=generator, device=logits.device)
+        noise = root * noise - probabilities * (root * noise).sum(dim=-1, keepdim=True)
+        gradients += torch.autograd.grad(logits, last, noise, retain_graph=True)
+    return gradients, languages
 
 
 @torch.no_grad()
-def _transcripts(model: WhisperForConditionalGeneration, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _transcripts(
+    model: WhisperForConditionalGeneration, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """
     The model's own greedy transcripts as decoder inputs.
 
+    Args:
+        model (`WhisperForConditionalGeneration`): multilingual or English-only.
+        hidden (`torch.Tensor`): what its encoder gives, shape = (batch, frames, d_model).
+
     Returns:
-        Tokens, shape = (batch, length), and where in them the next token is a prediction of text or its end, of the
-        same shape.
+        Tokens, shape = (batch, length); where in them the next token is a prediction of text or its end, of the same
+        shape; the language of each window, none for an English-only model.
     """
     settings: Any = model.generation_config
-    greedy: dict[str, Any] = {"num_beams": 1, "do_sample": False, "attention_mask": torch.ones_like(features[:, 0])}
-    prefix = torch.full((len(features), 1), settings.decoder_start_token_id, device=features.device)
+    encoded = BaseModelOutput(last_hidden_state=hidden)
+    greedy: dict[str, Any] = {"encoder_outputs": encoded, "num_beams": 1, "do_sample": False}
+    prefix = torch.full((len(hidden), 1), settings.decoder_start_token_id, device=hidden.device)
+    spoken: list[str] = []
     if getattr(settings, "is_multilingual", False):
-        languages = model.detect_language(features).to(features.device)
+        languages = model.detect_language(encoder_outputs=encoded).to(hidden.device)
         task = torch.full_like(languages, settings.task_to_id["transcribe"])
         prefix = torch.cat([prefix, languages[:, None], task[:, None]], dim=1)
         names = {token: name.strip("<|>") for name, token in settings.lang_to_id.items()}
         spoken = [names[token] for token in languages.tolist()]
-        generated = model.generate(features, language=spoken, task="transcribe", **greedy)
+        generated = model.generate(language=spoken, task="transcribe", **greedy)
     else:
-        generated = model.generate(features, **greedy)
+        generated = model.generate(**greedy)
     no_timestamps = torch.full_like(prefix[:, :1], settings.no_timestamps_token_id)
     prefix = torch.cat([prefix, no_timestamps], dim=1)
     rows, ends = [], []
@@ -142,14 +176,17 @@ def _transcripts(model: WhisperForConditionalGeneration, features: torch.Tensor)
     tokens = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     ends_at = torch.tensor(ends, device=tokens.device)[:, None]
-    return tokens, (positions >= prefix.shape[1] - 1) & (positions < ends_at)
+    return tokens, (positions >= prefix.shape[1] - 1) & (positions < ends_at), spoken
 
 
 @torch.enable_grad()
 def _add_layer(
-    layer: WhisperEncoderLayer, given: torch.Tensor, gradient: torch.Tensor, totals: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Adds the second moments of one layer's gradients to `totals`; returns the gradient at the layer's input."""
+    layer: WhisperEncoderLayer,
+    given: torch.Tensor,
+    gradients: list[torch.Tensor],
+    totals: dict[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    """Adds the second moments of one layer's gradients to `totals`; returns the gradients at the layer's input."""
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(projection: str) -> torch.utils.hooks.RemovableHandle:
@@ -164,12 +201,17 @@ def _add_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    below, *gradients = torch.autograd.grad(result, [given, *outputs.values()], gradient)
-    for projection, at_output in zip(outputs, gradients, strict=True):
-        weight = projection_module(layer, projection).weight.detach()
-        at_output = at_output.flatten(end_dim=-2)
-        if weight.shape[0] > weight.shape[1]:
-            at_output = at_output @ weight
-        at_output = at_output.to(totals[projection].dtype)
-        totals[projection].addmm_(at_output.t(), at_output)
+    below = []
+    for gradient in gradients:
+        at_input, *at_outputs = torch.autograd.grad(
+            result, [given, *outputs.values()], gradient, retain_graph=gradient is not gradients[-1]
+        )
+        below.append(at_input)
+        for projection, at_output in zip(outputs, at_outputs, strict=True):
+            weight = projection_module(layer, projection).weight.detach()
+            at_output = at_output.flatten(end_dim=-2)
+            if weight.shape[0] > weight.shape[1]:
+                at_output = at_output @ weight
+            at_output = at_output.to(totals[projection].dtype)
+            totals[projection].addmm_(at_output.t(), at_output)
     return below

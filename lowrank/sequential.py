@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,7 +17,8 @@ from .allocation import Ranks
 from .calibration import Moments, projection_module
 from .compression import empty_lite_model, set_factors
 from .sensitivity import Sensitivities, layer_inputs
-from .spectrum import loss_metric, reduced_weight, regress
+from .spectrum import Factors, loss_metric, reduced_weight, regress
+from .storage import load_layer, save_layer
 
 IN_MEMORY = 4 * 2**30  # bytes of hidden states; beyond that they are kept on disk
 
@@ -29,6 +31,8 @@ def refit(
     sensitivities: Sensitivities,
     damping: float = 0.1,
     ridge: float = 0.1,
+    folder: Path | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> LiteWhisperForConditionalGeneration:
     """
     Builds the LiteWhisper with these ranks so that errors do not pile up.
@@ -48,6 +52,12 @@ def refit(
         sensitivities (`Sensitivities`): from `collect_sensitivities`.
         damping (`float`): of the metric, see `loss_metric`.
         ridge (`float`): how strongly a projection is held to its original weights, see `regress`.
+        folder (`Path`, *optional*):
+            Every finished layer is kept there and not fitted again when an interrupted refit is repeated.
+        origin (`dict`, *optional*): what else decides the outcome; a layer in `folder` made otherwise is refused.
+
+    Raises:
+        InputError: `folder` holds layers that were fitted with other settings.
 
     Returns:
         The compressed model, in evaluation mode, in the base model's dtype and on its device.
@@ -55,19 +65,30 @@ def refit(
     lite = empty_lite_model(model, ranks)
     original, compressed = model.get_encoder().eval(), lite.get_encoder()
     with _hidden_states(model, batches) as states:
-        layers = zip(original.layers, compressed.layers, ranks, sensitivities, strict=True)
-        for layer, twin, of_layer, sensitivity in tqdm(layers, "refit", len(ranks), unit="layer"):
+        layers = zip(original.layers, compressed.layers, ranks, sensitivities.layers, strict=True)
+        for index, (layer, twin, of_layer, sensitivity) in enumerate(tqdm(layers, "refit", len(ranks), unit="layer")):
+            file = folder and folder / f"layer_{index:02}.safetensors"
+            settings = {"ranks": ranks[: index + 1], "damping": damping, "ridge": ridge, "origin": origin}
+            kept = load_layer(file, settings) if file and file.exists() else None
+            fitted: dict[str, Factors] = {}
             for half, stages in (
                 (attention_half, (("q_proj", "k_proj", "v_proj"), ("out_proj",))),
                 (mlp_half, (("fc1",), ("fc2",))),
             ):
                 for stage in stages:
                     chosen = {name: of_layer[name] for name in stage if name in of_layer}
-                    if chosen:
-                        _fit(half, layer, twin, chosen, sensitivity, states, damping, ridge)
+                    if kept is not None:
+                        factors = {name: kept[name] for name in chosen}
+                    else:
+                        factors = _fit(half, layer, twin, chosen, sensitivity, states, damping, ridge)
+                    for name, of_projection in factors.items():
+                        set_factors(projection_module(twin, name), of_projection)
+                    fitted |= factors
                 for pair in states:
                     pair[0].copy_(half(layer, pair[0].to(model.device)))
                     pair[1].copy_(half(twin, pair[1].to(model.device)))
+            if file and kept is None:
+                save_layer(fitted, file, settings)
     return lite
 
 
@@ -90,8 +111,10 @@ def _fit(
     states: list[torch.Tensor],
     damping: float,
     ridge: float,
-) -> None:
-    """Fits the factors of some projections of a layer that share their inputs, in place in `twin`."""
+) -> dict[str, Factors]:
+    """The factors of some projections of a layer that share their inputs."""
+    if not ranks:
+        return {}
     device = layer.fc1.weight.device
     bases = {name: reduced_weight(projection_module(layer, name).weight.double())[0] for name in ranks}
     joint: dict[str, Moments] = {}
@@ -113,11 +136,12 @@ def _fit(
             if name not in joint:
                 joint[name] = Moments.zeros(frames.shape[-1], torch.float32, device)
             joint[name].update(frames)
+    fitted = {}
     for name, rank in ranks.items():
         dense = projection_module(layer, name)
         inputs = dense.in_features
         mean, covariance = joint[name].mean, joint[name].covariance
-        factors = regress(
+        fitted[name] = regress(
             dense.weight,
             dense.bias,
             mean[:inputs],
@@ -128,7 +152,7 @@ def _fit(
             rank,
             ridge,
         )
-        set_factors(projection_module(twin, name), factors)
+    return fitted
 
 
 @contextmanager

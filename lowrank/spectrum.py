@@ -138,10 +138,13 @@ def factorize(
     covariance: torch.Tensor,
     side: Side,
     rank: int,
+    metric: Metric | None = None,
 ) -> Factors:
     """
     The published low-rank form of a linear layer (LiteASR, Kamahori et al., EMNLP 2025, section 3):
     y' = V V^T (W x + b - E[y]) + E[y] with V the `rank` leading principal directions of the outputs.
+
+    In a metric A it is y' = A^-1 V V^T A (W x + b - E[y]) + E[y], V being the directions of A y.
 
     Args:
         weight: W, shape = (out_features, in_features).
@@ -150,19 +153,24 @@ def factorize(
         covariance: of the same.
         side: "input" if they are those of x, "output" if those of y.
         rank: at most min(in_features, out_features).
+        metric: of the outputs.
 
     Returns:
-        weight1 = W^T V, weight2 = V^T and the bias that is left, in float64.
+        weight1 = W^T A V, weight2 = V^T A^-1 and the bias that is left, in float64.
     """
     weight, mean, covariance = weight.double(), mean.double(), covariance.double()
     q, reduced = _reduced_covariance(weight, covariance, side)
-    directions = torch.linalg.eigh(reduced).eigenvectors[:, -rank:].flip(1)
+    if metric is None:
+        into = out = torch.linalg.eigh(reduced).eigenvectors[:, -rank:].flip(1)
+    else:
+        directions = torch.linalg.eigh(metric.root @ reduced @ metric.root).eigenvectors[:, -rank:].flip(1)
+        into, out = metric.root @ directions, metric.inverse @ directions
     if q is not None:
-        directions = q @ directions
+        into, out = q @ into, q @ out
     offset = torch.zeros_like(weight[:, 0]) if bias is None else bias.double()
     mean_output = weight @ mean + offset if side == "input" else mean
-    bias = mean_output + directions @ (directions.t() @ (offset - mean_output))
-    return Factors(weight.t() @ directions, directions.t().contiguous(), bias)
+    bias = mean_output + out @ (into.t() @ (offset - mean_output))
+    return Factors(weight.t() @ into, out.t().contiguous(), bias)
 
 
 def regress(

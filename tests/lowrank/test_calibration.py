@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lite_whisper.errors import InputError
-from lite_whisper.lowrank.calibration import add_moments, collect_moments, load_moments, save_moments
+from lite_whisper.lowrank.calibration import add_moments, collect_moments
 
 
 def hooks_of(model: torch.nn.Module) -> int:
@@ -43,16 +43,6 @@ def test_batches_and_sums_change_nothing(base_model, calibration_batches, moment
 def test_half_precision_accumulates_in_float32(base_model, calibration_batches) -> None:
     half = collect_moments(copy.deepcopy(base_model).to(torch.bfloat16), calibration_batches[:1])
     assert half[0]["fc2"].scatter.dtype == torch.float32
-
-
-def test_saved_moments_come_back(tmp_path, moments) -> None:
-    save_moments(moments, tmp_path / "moments.safetensors", {"seed": 3})
-    loaded, origin = load_moments(tmp_path / "moments.safetensors")
-    assert origin == {"seed": 3}
-    assert_equal_moments(moments, loaded)
-    (tmp_path / "moments.safetensors").write_bytes(b"broken")
-    with pytest.raises(InputError, match="not a file of moments"):
-        load_moments(tmp_path / "moments.safetensors")
 
 
 def test_hooks_are_removed_and_mode_restored(base_model, calibration_batches) -> None:

@@ -15,7 +15,7 @@ from lite_whisper.lowrank.sensitivity import _transcripts, collect_sensitivities
 @pytest.fixture(scope="module")
 def sensitivities(base_model, calibration_batches):
     """Of the miniature on two batches."""
-    return collect_sensitivities(base_model, calibration_batches[:2], seed=5)
+    return collect_sensitivities(base_model, calibration_batches[:2], seed=5, draws=2)
 
 
 def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibration_batches, sensitivities) -> None:
@@ -33,19 +33,21 @@ def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibra
             projection_module(layer, projection).register_forward_hook(keep((index, projection)))
     generator = torch.Generator().manual_seed(5)
     for batch in calibration_batches[:2]:
-        tokens, predicted = _transcripts(base_model, batch)
+        tokens, predicted, _ = _transcripts(base_model, base_model.get_encoder()(batch)[0])
         logits = model(input_features=batch, decoder_input_ids=tokens).logits[predicted]
         probabilities = logits.detach().softmax(dim=-1)
-        noise = torch.randn(logits.shape, generator=generator)
         # the square root of diag(p) - p p^T, written out as a matrix for each token
         roots = [torch.diag(p.sqrt()) - torch.outer(p, p.sqrt()) for p in probabilities]
-        logits.backward(torch.stack([root @ z for root, z in zip(roots, noise, strict=True)]))
+        for _ in range(2):
+            noise = torch.randn(logits.shape, generator=generator)
+            drawn = torch.stack([root @ z for root, z in zip(roots, noise, strict=True)])
+            logits.backward(drawn, retain_graph=True)
     for (index, projection), parts in gradients.items():
         frames = torch.cat(parts).double()
         if projection == "fc1":
             frames = frames @ projection_module(base_model.get_encoder().layers[index], projection).weight.double()
         expected = frames.t() @ frames / len(frames)
-        error = (sensitivities[index][projection].double() - expected).norm() / expected.norm()
+        error = (sensitivities.layers[index][projection].double() - expected).norm() / expected.norm()
         assert error < 1e-3, f"layer {index} {projection}: {float(error):.1e}"
 
 
@@ -58,7 +60,8 @@ def test_the_random_gradient_has_the_covariance_of_the_fisher_information() -> N
 
 def test_the_transcripts_are_those_of_generate(base_model, processor, calibration_batches) -> None:
     batch = calibration_batches[0]
-    tokens, predicted = _transcripts(base_model, batch)
+    tokens, predicted, languages = _transcripts(base_model, base_model.get_encoder()(batch)[0])
+    assert languages == ["en"] * len(batch)
     texts = base_model.generate(batch, language="en", task="transcribe", num_beams=1)
     expected = processor.batch_decode(texts, skip_special_tokens=True)
     for row, mask, text in zip(tokens, predicted, expected, strict=True):
@@ -73,12 +76,17 @@ def test_an_english_only_model_has_no_language_token(base_model, calibration_bat
     model.generation_config.is_multilingual = False
     model.generation_config.lang_to_id = model.generation_config.task_to_id = None
     del model.generation_config.lang_to_id, model.generation_config.task_to_id
-    tokens, predicted = _transcripts(model, calibration_batches[0])
+    tokens, predicted, languages = _transcripts(model, model.get_encoder()(calibration_batches[0])[0])
     assert tokens[0, :2].tolist() == [292, 398] and predicted[0, :2].tolist() == [False, True]
+    assert languages == []
+
+
+def test_languages_are_counted(sensitivities) -> None:
+    assert sensitivities.languages == {"en": 8}
 
 
 def test_shapes_and_symmetry(sensitivities) -> None:
-    for of_layer in sensitivities:
+    for of_layer in sensitivities.layers:
         assert of_layer.keys() == set(PROJECTIONS)
         for total in of_layer.values():
             assert total.shape == (256, 256)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
+from lite_whisper.errors import InputError
 from lite_whisper.lowrank import sequential
 from lite_whisper.lowrank.calibration import collect_moments
 from lite_whisper.lowrank.compression import compress, encoder_spectra
 from lite_whisper.lowrank.sensitivity import collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
-from lite_whisper.lowrank.spectrum import loss_metric, output_eigenvalues, reduced_weight, regress
+from lite_whisper.lowrank.spectrum import factorize, loss_metric, output_eigenvalues, reduced_weight, regress
 
 
 def matrix_root(matrix: torch.Tensor) -> torch.Tensor:
@@ -89,9 +90,10 @@ def test_eigenvalues_are_what_is_lost(out_features: int, in_features: int) -> No
     covariance = torch.cov(x.t(), correction=0)
     values = output_eigenvalues(weight, covariance, "input", metric)[: len(r)]
     factors = regress(weight, bias, x.mean(dim=0), covariance, r @ x.mean(dim=0), r @ covariance, metric, 5, 0.0)
-    error = x @ weight.t() + bias - (x @ factors.weight1 @ factors.weight2 + factors.bias)
-    error = (error @ q if tall else error) @ metric.root
-    assert float(error.pow(2).sum(dim=1).mean()) == pytest.approx(float(values[5:].sum()), rel=1e-6)
+    for found in (factors, factorize(weight, bias, x.mean(dim=0), covariance, "input", 5, metric)):
+        error = x @ weight.t() + bias - (x @ found.weight1 @ found.weight2 + found.bias)
+        error = (error @ q if tall else error) @ metric.root
+        assert float(error.pow(2).sum(dim=1).mean()) == pytest.approx(float(values[5:].sum()), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +143,46 @@ def test_hidden_states_on_disk_change_nothing(base_model, calibration_batches, s
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), stored.parameters(), strict=True))
 
 
+def test_an_interrupted_refit_goes_on_where_it_stopped(
+    base_model, calibration_batches, sensitivities, tmp_path, monkeypatch
+) -> None:
+    ranks = [dict.fromkeys(PROJECTIONS, 8), {}, *[dict.fromkeys(PROJECTIONS, 8)] * 4]
+    undisturbed = refit(base_model, calibration_batches[:1], ranks, sensitivities)
+    fit, fitted = sequential._fit, []
+
+    def stop_in_the_fourth_layer(half, layer, *more):
+        if layer is base_model.get_encoder().layers[3]:
+            raise KeyboardInterrupt
+        return fit(half, layer, *more)
+
+    def count(half, layer, *more):
+        fitted.append(layer)
+        return fit(half, layer, *more)
+
+    common = (base_model, calibration_batches[:1], ranks, sensitivities)
+    monkeypatch.setattr(sequential, "_fit", stop_in_the_fourth_layer)
+    with pytest.raises(KeyboardInterrupt):
+        refit(*common, folder=tmp_path, origin={"seed": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"layer_0{i}.safetensors" for i in range(3)]
+    monkeypatch.setattr(sequential, "_fit", count)
+    resumed = refit(*common, folder=tmp_path, origin={"seed": 1})
+    assert {id(layer) for layer in fitted} == {id(layer) for layer in base_model.get_encoder().layers[3:]}
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.parameters(), resumed.parameters(), strict=True))
+    with pytest.raises(InputError, match="other settings"):
+        refit(*common, folder=tmp_path, origin={"seed": 2})
+    (tmp_path / "layer_00.safetensors").write_bytes(b"half of it")
+    with pytest.raises(InputError, match=r"layer_00\.safetensors is not a fitted layer"):
+        refit(*common, folder=tmp_path, origin={"seed": 1})
+
+
 def test_spectra_in_units_of_the_loss(base_model, moments, sensitivities) -> None:
     """Undamped, all eigenvalues together are what outputs replaced by their mean would cost: tr(G cov(y))."""
     spectra = encoder_spectra(base_model, moments, sensitivities, damping=1e-9)
     layer, of_layer = base_model.get_encoder().layers[2], moments[2]
     weight = layer.self_attn.v_proj.weight.detach().double()
     covariance = weight @ of_layer["q_proj"].covariance.double() @ weight.t()
-    expected = (sensitivities[2]["v_proj"].double() @ covariance).trace()
+    expected = (sensitivities.layers[2]["v_proj"].double() @ covariance).trace()
     assert float(spectra[2]["v_proj"].eigenvalues.sum()) == pytest.approx(float(expected), rel=1e-4)
     weight = layer.fc1.weight.detach().double()
-    expected = (sensitivities[2]["fc1"].double() @ of_layer["fc1"].covariance.double()).trace()
+    expected = (sensitivities.layers[2]["fc1"].double() @ of_layer["fc1"].covariance.double()).trace()
     assert float(spectra[2]["fc1"].eigenvalues.sum()) == pytest.approx(float(expected), rel=1e-3)

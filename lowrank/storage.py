@@ -1,0 +1,102 @@
+"""Files that keep what took long to compute: moments and sensitivities, and the layers that were fitted so far."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..configuration_lite_whisper import PROJECTIONS
+from ..errors import InputError
+from ..saving import temporary_name
+from .calibration import OBSERVED_SIDE, EncoderMoments, Moments
+from .sensitivity import Sensitivities
+from .spectrum import Factors
+
+
+def save_moments(
+    moments: EncoderMoments, path: Path, origin: dict[str, Any], sensitivities: Sensitivities | None = None
+) -> None:
+    """Writes moments, and sensitivities where there are any, to a safetensors file; `origin` says from what."""
+    tensors = {}
+    metadata = {"origin": json.dumps(origin)}
+    for layer, of_layer in enumerate(moments):
+        for projection, m in of_layer.items():
+            tensors[f"{layer}.{projection}.count"] = torch.tensor(m.count)
+            tensors[f"{layer}.{projection}.mean"] = m.mean.cpu()
+            tensors[f"{layer}.{projection}.scatter"] = m.scatter.cpu()
+    if sensitivities is not None:
+        metadata["languages"] = json.dumps(sensitivities.languages)
+        for layer, totals in enumerate(sensitivities.layers):
+            for projection, total in totals.items():
+                tensors[f"{layer}.{projection}.sensitivity"] = total.cpu()
+    with temporary_name(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict[str, Any]]:
+    """
+    Reads what `save_moments` wrote: the moments, the sensitivities if they are there, and the origin of both.
+
+    Raises:
+        InputError: the file is not one of moments.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            origin = json.loads(metadata["origin"])
+            layers = 1 + max(int(name.split(".")[0]) for name in file.keys())  # noqa: SIM118 (not a dict)
+            moments = [
+                {
+                    projection: Moments(
+                        int(file.get_tensor(f"{layer}.{projection}.count")),
+                        file.get_tensor(f"{layer}.{projection}.mean"),
+                        file.get_tensor(f"{layer}.{projection}.scatter"),
+                    )
+                    for projection in OBSERVED_SIDE
+                }
+                for layer in range(layers)
+            ]
+            if "languages" not in metadata:
+                return moments, None, origin
+            sensitivities = [
+                {projection: file.get_tensor(f"{layer}.{projection}.sensitivity") for projection in PROJECTIONS}
+                for layer in range(layers)
+            ]
+            return moments, Sensitivities(sensitivities, Counter(json.loads(metadata["languages"]))), origin
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error
+
+
+def save_layer(factors: dict[str, Factors], path: Path, origin: dict[str, Any]) -> None:
+    """Writes the factors of one layer's projections to a safetensors file; `origin` says how they were made."""
+    tensors = {
+        f"{projection}.{name}": value.contiguous().cpu()
+        for projection, of_projection in factors.items()
+        for name, value in of_projection._asdict().items()
+    }
+    with temporary_name(path) as temporary:
+        save_file(tensors, temporary, metadata={"origin": json.dumps(origin)})
+
+
+def load_layer(path: Path, origin: dict[str, Any]) -> dict[str, Factors]:
+    """
+    Reads what `save_layer` wrote.
+
+    Raises:
+        InputError: the file is damaged, or was made in another way than `origin` says.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if json.loads(file.metadata()["origin"]) != json.loads(json.dumps(origin)):
+                raise InputError(f"{path} was fitted with other settings; remove its folder to begin anew")
+            projections = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {
+                projection: Factors(*(file.get_tensor(f"{projection}.{name}") for name in Factors._fields))
+                for projection in projections
+            }
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a fitted layer ({error}); remove it to fit it anew") from error
