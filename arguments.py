@@ -66,10 +66,10 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         help="instead of a model: the error rate of both recipes at these shares of the encoder's parameters, from one "
         "calibration, as sweep.csv and pareto.png in --output; needs --evaluate",
     )
-    parser.add_argument("--rank-multiple", type=_positive, default=16, help="ranks are multiples of this (default 16)")
+    parser.add_argument("--rank-multiple", type=positive, default=16, help="ranks are multiples of this (default 16)")
     parser.add_argument(
         "--num-samples",
-        type=_positive,
+        type=positive,
         default=100,
         help="windows of calibration audio, 30 s each for the published Whispers (default 100)",
     )
@@ -81,9 +81,9 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         "(default 0:40; with liteasr none)",
     )
     parser.add_argument("--seed", type=int, default=0, help="which samples are taken from the dataset (default 0)")
-    parser.add_argument("--batch-size", type=_positive, default=8, help="windows that run at once (default 8)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="windows that run at once (default 8)")
     parser.add_argument(
-        "--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
+        "--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
     )
     parser.add_argument(
         "--dtype",
@@ -137,7 +137,8 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
     return arguments
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
@@ -191,7 +192,8 @@ def noise_range(text: str) -> tuple[float, float] | tuple[()]:
     return low, high
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
+    """The name of a device that can be used."""
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_FindText = Callable[[dict[str, Any], str], str | None]  # of a row of metadata and the name of its source
 TEXT_COLUMNS = ("transcription", "transcript", "text", "sentence", "normalized_text", "raw_transcription")
 
 
@@ -83,17 +84,28 @@ class AudioDataset:
         sources (`Sequence[str]`):
             Audio files, folders (with or without `metadata.csv` or `metadata.jsonl`) and Hub datasets
             (`org/name`, `org/name:config` or `org/name:config:split`; streamed, the train split by default).
+        text_column (`str`, *optional*):
+            The column of a dataset, or of `metadata.csv`, with the transcripts; one of `TEXT_COLUMNS` by default.
+        need_text (`bool`): whether a clip without a transcript is an error.
         seed (`int`, *optional*):
             Shuffles every source with this seed; without it the order is that of the source. A streamed dataset is
             shuffled by shard and in a buffer of 100 rows.
 
     Raises:
-        InputError: a source does not exist or holds no audio; while iterating, if not one clip was readable.
+        InputError: a source does not exist or holds no audio; while iterating, if not one clip was readable, or has no
+            transcript where one is needed.
     """
 
-    def __init__(self, sources: Sequence[str], seed: int | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[str],
+        seed: int | None = None,
+        text_column: str | None = None,
+        need_text: bool = False,
+    ) -> None:
         self.skipped: list[str] = []
-        self._sources = [_source_entries(source, seed) for source in sources]
+        find_text = partial(_transcript, column=text_column, needed=need_text)
+        self._sources = [_source_entries(source, seed, find_text) for source in sources]
         self._names = ", ".join(sources)
 
     def __iter__(self) -> Iterator[Clip]:
@@ -124,13 +136,13 @@ def _take_turns(iterators: list[Iterator[_Entry]]) -> Iterator[_Entry]:
     return (entry for entry in itertools.chain.from_iterable(rounds) if isinstance(entry, _Entry))
 
 
-def _source_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]]:
+def _source_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[_Entry]]:
     path = Path(source)
     if not path.exists():
         if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES:
             raise InputError(f"there is no file or folder {source}; check the path given to --dataset")
-        return _hub_entries(source, seed)
-    entries = _folder_entries(path) if path.is_dir() else [_file_entry(path, None)]
+        return _hub_entries(source, seed, find_text)
+    entries = _folder_entries(path, find_text) if path.is_dir() else [_file_entry(path, find_text({}, str(path)))]
     if seed is not None:
         random.Random(seed).shuffle(entries)
     return lambda: iter(entries)
@@ -140,13 +152,13 @@ def _file_entry(path: Path, text: str | None) -> _Entry:
     return _Entry(f"{path.parent.name}/{path.name}", lambda: path, text)
 
 
-def _folder_entries(folder: Path) -> list[_Entry]:
+def _folder_entries(folder: Path, find_text: _FindText) -> list[_Entry]:
     metadata = next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists()), None)
     if metadata is not None:
-        entries = [_metadata_entry(metadata, row) for row in _metadata_rows(metadata)]
+        entries = [_metadata_entry(metadata, row, find_text) for row in _metadata_rows(metadata)]
     else:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        entries = [_file_entry(path, None) for path in files]
+        entries = [_file_entry(path, find_text({}, str(folder))) for path in files]
     if not entries:
         raise InputError(f"{folder} holds no audio; expected {', '.join(AUDIO_SUFFIXES)} files, or metadata.csv")
     return entries
@@ -162,15 +174,23 @@ def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
         raise InputError(f"{metadata} is malformed ({error}); mend it or remove it to read every audio file") from error
 
 
-def _metadata_entry(metadata: Path, row: dict[str, Any]) -> _Entry:
+def _metadata_entry(metadata: Path, row: dict[str, Any], find_text: _FindText) -> _Entry:
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
         found = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
         raise InputError(f"{metadata} needs a column file_name with a file's name in every row; one has {found}")
-    return _file_entry(metadata.parent / row["file_name"], _transcript(row))
+    return _file_entry(metadata.parent / row["file_name"], find_text(row, str(metadata)))
 
 
-def _transcript(row: dict[str, Any]) -> str | None:
-    return next((row[column] for column in TEXT_COLUMNS if isinstance(row.get(column), str)), None)
+def _transcript(row: dict[str, Any], source: str, column: str | None, needed: bool) -> str | None:
+    columns = TEXT_COLUMNS if column is None else (column,)
+    text = next((row[name] for name in columns if isinstance(row.get(name), str)), None)
+    if text is None and needed:
+        found = f"its columns are {', '.join(row)}" if row else "it has no metadata.csv"
+        raise InputError(
+            f"{source} has no transcripts in {' or '.join(columns)}: {found}; "
+            "name the column with --text-column, or another dataset"
+        )
+    return text
 
 
 class _StoredAudio(datasets.Audio):
@@ -180,7 +200,7 @@ class _StoredAudio(datasets.Audio):
         return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
-def _hub_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]]:
+def _hub_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[_Entry]]:
     name, config, split = (*source.split(":"), "", "")[:3]
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
@@ -204,7 +224,9 @@ def _hub_entries(source: str, seed: int | None) -> Callable[[], Iterator[_Entry]
     def entries() -> Iterator[_Entry]:
         for index, row in enumerate(stream):
             audio = row[column]
-            yield _Entry(audio["path"] or f"{source} row {index}", partial(_stored_audio, audio), _transcript(row))
+            yield _Entry(
+                audio["path"] or f"{source} row {index}", partial(_stored_audio, audio), find_text(row, source)
+            )
 
     return entries
 

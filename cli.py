@@ -3,8 +3,9 @@
 import sys
 
 from lite_whisper import convert
+from lite_whisper.evaluation import command
 
-COMMANDS = {"convert": convert.main}
+COMMANDS = {"convert": convert.main, "evaluate": command.main, "score": command.main_score}
 
 
 def main() -> int:

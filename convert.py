@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -35,35 +34,17 @@ from lite_whisper.lowrank.compression import compress, encoder_spectra
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
 from lite_whisper.lowrank.storage import load_moments, save_moments
-from lite_whisper.model_folder import load_base_model, merge, save_model_folder, upgrade
+from lite_whisper.model_folder import fingerprint, load_base_model, merge, public_name, save_model_folder, upgrade
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.saving import check_output_folder, temporary_name, unfinished
+from lite_whisper.published import PUBLISHED
+from lite_whisper.saving import check_output_folder, check_same, temporary_name, unfinished
 
 logger = logging.getLogger(__name__)
-
-# Encoder parameters of the published checkpoints, in millions.
-PRESETS: dict[str, dict[str, float]] = {
-    "whisper-tiny": {"acc": 7.41, "plain": 7.00, "fast": 6.48},
-    "whisper-base": {"acc": 18.64, "plain": 17.44, "fast": 16.07},
-    "whisper-small": {"acc": 76.99, "plain": 70.16, "fast": 63.11},
-    "whisper-medium": {"acc": 269.93, "plain": 239.99, "fast": 215.31},
-    "whisper-large-v3": {"acc": 429, "plain": 377, "fast": 308},
-    "whisper-large-v3-turbo": {"acc": 421, "plain": 374, "fast": 313},
-}
-PRESET_RATIOS = {name: size / 635 for name, size in PRESETS["whisper-large-v3"].items()}
 
 
 def encoder_parameters(model: WhisperForConditionalGeneration) -> int:
     """How many parameters the encoder has."""
     return sum(parameter.numel() for parameter in model.get_encoder().parameters())
-
-
-def fingerprint(model: WhisperForConditionalGeneration) -> str:
-    """A digest of the encoder's weights, by which stored moments are known to belong to them."""
-    digest = hashlib.sha256()
-    for parameter in model.get_encoder().parameters():
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def calibration_settings(arguments: argparse.Namespace, weights: str) -> dict[str, Any]:
@@ -76,18 +57,6 @@ def calibration_settings(arguments: argparse.Namespace, weights: str) -> dict[st
         "seed": arguments.seed,
         "dtype": arguments.dtype,
     }
-
-
-def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Refuses to go on with a file that was made with other settings, and says with which."""
-    differences = [
-        f"{name} {kept.get(name)} there, {wanted[name]} here" for name in wanted if kept.get(name) != wanted[name]
-    ]
-    if differences:
-        raise InputError(
-            f"{path} was made from something else: {'; '.join(differences)}. "
-            "Give the same options, or another file or output, or remove it to begin anew"
-        )
 
 
 class Calibration(NamedTuple):
@@ -184,8 +153,11 @@ def encoder_budget(arguments: argparse.Namespace, parameters: int) -> int:
     if arguments.ratio:
         return int(arguments.ratio * parameters)
     preset = arguments.preset or "plain"
-    published = PRESETS.get(Path(arguments.model).name)
-    return int(published[preset] * 1e6) if published else int(PRESET_RATIOS[preset] * parameters)
+    published = PUBLISHED.get(Path(arguments.model).name)
+    if published:
+        return int(published[preset][0] * 1e6)
+    large = PUBLISHED["whisper-large-v3"]
+    return int(large[preset][0] / large[""][0] * parameters)
 
 
 def prepare(
@@ -274,9 +246,9 @@ def convert(arguments: argparse.Namespace) -> None:
         lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
         origin = account["calibration"]
         report = {
-            "base_model": _public_name(arguments.model),
+            "base_model": public_name(arguments.model),
             **account,
-            "calibration": {**origin, "datasets": [_public_name(source) for source in origin["datasets"]]},
+            "calibration": {**origin, "datasets": [public_name(source) for source in origin["datasets"]]},
             "low_rank_config": lite.config.low_rank_config,
             "before": before,
             "after": after,
@@ -334,13 +306,6 @@ def sweep(arguments: argparse.Namespace) -> None:
         size, rate = row["encoder_parameters"] / 1e6, row["word_error_rate"]
         print(f"{row['recipe']:14}{row['ratio']:8.2f}{size:11.2f} M{rate:16.2f} %")
     print(f"\nwritten to {arguments.output} (sweep.csv, pareto.png)")
-
-
-def _public_name(source: str) -> str:
-    """What a published file may say of a model or dataset: the Hub id, but of a path on this machine only the name."""
-    path = Path(source)
-    # A dataset may be gone by now where its moments were kept.
-    return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
 
 
 def run(arguments: argparse.Namespace) -> None:

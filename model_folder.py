@@ -1,14 +1,16 @@
 """Model folders: a stock Whisper in, a complete LiteWhisper out."""
 
+import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedConfig, WhisperForConditionalGeneration
+from transformers import GenerationConfig, PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from .errors import InputError
 from .evaluation.plots import plot_ranks
@@ -32,6 +34,21 @@ PROCESSOR_FILES = (
 PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
 
 
+def fingerprint(model: WhisperForConditionalGeneration) -> str:
+    """A digest of the encoder's weights, by which stored moments are known to belong to them."""
+    digest = hashlib.sha256()
+    for parameter in model.get_encoder().parameters():
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def public_name(source: str) -> str:
+    """What a published file may say of a model or dataset: the Hub id, but of a path on this machine only the name."""
+    path = Path(source)
+    # A dataset may be gone by now where its moments were kept.
+    return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
+
+
 def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     """
     Finds the files of a model other than its weights.
@@ -49,7 +66,7 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     if not folder.is_dir():
         if name.startswith((".", "/", "~")):
             raise InputError(f"there is no folder {name}; check the path")
-        files = [*PROCESSOR_FILES, "config.json", "generation_config.json"]
+        files = [*PROCESSOR_FILES, "config.json", "generation_config.json", "compression.json"]
         try:
             folder = Path(snapshot_download(name, allow_patterns=files))
         except (HFValidationError, OSError) as error:
@@ -119,6 +136,43 @@ def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneratio
             "give a model that was compressed, for example efficient-speech/lite-whisper-large-v3-turbo"
         )
     return LiteWhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+
+
+def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """
+    Loads a stock Whisper or a LiteWhisper, a published checkpoint too, with its processor.
+
+    A published checkpoint has neither processor nor all of the generation settings: they are those of its base model.
+
+    Args:
+        name (`str`): Hub id or folder.
+
+    Raises:
+        InputError: there is no such model, or it has no processor.
+    """
+    if model_files(name)[1].get("model_type") != "lite-whisper":
+        model, folder = load_base_model(name)
+        return model, WhisperProcessor.from_pretrained(folder)
+    lite, folder = load_compressed_model(name)
+    if not (folder / "tokenizer_config.json").exists():
+        published = PUBLISHED_NAME.fullmatch(Path(name).name)
+        if published is None:
+            raise InputError(f"{name} has no processor; complete it with convert.py --upgrade and --base-model")
+        folder, _ = base_model_files(f"openai/whisper-{published[1]}")
+        lite.generation_config = GenerationConfig.from_pretrained(folder)
+    return lite, WhisperProcessor.from_pretrained(folder)
+
+
+def base_model_of(name: str) -> str:
+    """The Whisper that a compressed model was made from, as far as its folder or name tells; else the name itself."""
+    folder, config = model_files(name)
+    if config.get("model_type") != "lite-whisper":
+        return name
+    report = folder / "compression.json"
+    if report.exists():
+        return json.loads(report.read_text())["base_model"]
+    published = PUBLISHED_NAME.fullmatch(Path(name).name)
+    return f"openai/whisper-{published[1]}" if published else name
 
 
 def merge(name: str, output: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -66,3 +67,15 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
         raise InputError(f"{path} exists and is not a folder with {known_by}; choose another --output")
     if not overwrite:
         raise InputError(f"{path} exists; choose another --output, or replace it with --overwrite")
+
+
+def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Refuses to go on with a file that was made with other settings, and says with which."""
+    differences = [
+        f"{name} {kept.get(name)} there, {wanted[name]} here" for name in wanted if kept.get(name) != wanted[name]
+    ]
+    if differences:
+        raise InputError(
+            f"{path} was made from something else: {'; '.join(differences)}. "
+            "Give the same options, or another file or output, or remove it to begin anew"
+        )

@@ -13,10 +13,12 @@ setup(
     install_requires=[
         "accelerate",
         "datasets",
+        "evaluate",
         "huggingface_hub>=1.0",
         "jiwer>=4.0",
         "matplotlib",
         "numpy",
+        "pyyaml",
         "safetensors",
         "soundfile",
         "soxr",

@@ -7,16 +7,14 @@ The decoder plays no part and has one layer. Every number of windows runs in a p
 """
 
 import argparse
-import ctypes
-import gc
 import multiprocessing
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from lite_whisper.evaluation.memory import PeakMemory
 from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments
 from lite_whisper.lowrank.compression import compress, encoder_spectra
 
@@ -31,25 +29,6 @@ LARGE_V3: dict[str, Any] = {
     "decoder_ffn_dim": 5120,
     "vocab_size": 51866,
 }
-
-
-class PeakMemory:
-    """The largest resident memory of this process while the context lasts, in bytes above that at its start (Linux)."""
-
-    def __enter__(self) -> "PeakMemory":
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what building the model has left in the heap would hide later allocations
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from here
-        self._before = self._high_water_mark()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.above_start = self._high_water_mark() - self._before
-
-    @staticmethod
-    def _high_water_mark() -> int:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def calibrate(

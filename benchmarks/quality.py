@@ -5,8 +5,8 @@ What the recipes cost in word error rate at equal encoder size, on the miniature
 
 Sizes are those that the published thresholds reach. Every contender gets the same calibration audio (with noise between
 0 and 40 dB, or --calibration-noise none) and the same test strings with white noise at 8 dB; "added" is the word error
-rate above that of the uncompressed model, with the 95 % interval of a paired bootstrap over strings. The ingredients of the loss-aware recipe are taken apart for the first
-calibration seed.
+rate above that of the uncompressed model, with the 95 % interval of a paired bootstrap over strings. The ingredients of
+the loss-aware recipe are taken apart for the first calibration seed.
 """
 
 import argparse
@@ -15,15 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jiwer
 import numpy as np
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.arguments import NOISE, noise_range
 from lite_whisper.audio import AudioDataset, Clip
+from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.transcription import transcribe
-from lite_whisper.evaluation.word_error_rate import text_normalizer
+from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
 from lite_whisper.lowrank import (
     budget_ranks,
     collect_moments,
@@ -62,8 +62,7 @@ class Test:
             (self.normalize(clip.text or ""), self.normalize(text))
             for clip, text in zip(self.clips, texts, strict=True)
         ]
-        counts = [jiwer.process_words(reference, text) for reference, text in pairs]
-        errors = [count.substitutions + count.deletions + count.insertions for count in counts]
+        errors = [word_errors(reference, text) for reference, text in pairs]
         return np.array(errors).reshape(-1, self.strings).sum(axis=0)
 
     @property
@@ -71,13 +70,6 @@ class Test:
         """Words of each string, summed over its noisy copies; shape = (strings,)"""
         counts = [len(self.normalize(clip.text or "").split()) for clip in self.clips]
         return np.array(counts).reshape(-1, self.strings).sum(axis=0)
-
-
-def interval(difference: np.ndarray, words: np.ndarray) -> tuple[float, float]:
-    """95 % interval, in per cent, of a difference in word error rate, by 10,000 paired bootstrap samples of strings."""
-    drawn = np.random.default_rng(0).integers(len(words), size=(10_000, len(words)))
-    low, high = np.percentile(100 * difference[drawn].sum(axis=1) / words[drawn].sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def relative(spectra: EncoderSpectra) -> EncoderSpectra:
@@ -118,14 +110,14 @@ def main() -> None:
 
     def report(seed: int, thresholds: tuple[float, float], recipe: str, lite: WhisperForConditionalGeneration) -> None:
         errors = test.errors(lite)
-        low, high = interval(errors - base_errors, words)
+        points, low, high = paired_bootstrap(errors, base_errors, words)
         row = {
             "seed": seed,
             "thresholds": f"{thresholds[0]}:{thresholds[1]}",
             "recipe": recipe,
             "encoder parameters": sum(parameter.numel() for parameter in lite.get_encoder().parameters()),
             "wer": round(100 * errors.sum() / words.sum(), 2),
-            "added": round(100 * (errors - base_errors).sum() / words.sum(), 2),
+            "added": round(points, 2),
             "low": round(low, 2),
             "high": round(high, 2),
         }

@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..audio import SAMPLING_RATE, Clip
@@ -27,6 +28,18 @@ class EncoderTime:
         return 1000 * self.seconds / self.windows
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated; the language is detected where none is given."""
+
+    num_beams: int = 1
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+
+
+GREEDY = Decoding()
+
+
 @dataclass
 class Transcripts:
     """The text of each clip, in the order of the clips, and the encoder's time."""
@@ -35,7 +48,8 @@ class Transcripts:
     encoder_time: EncoderTime = field(default_factory=EncoderTime)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -48,10 +62,10 @@ def timed_encoder(model: WhisperForConditionalGeneration) -> Iterator[EncoderTim
 
     def start(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonlocal started
-        started = _now(model.device)
+        started = now(model.device)
 
     def stop(module: nn.Module, args: tuple[torch.Tensor, ...], output: BaseModelOutput) -> None:
-        total.seconds += _now(model.device) - started
+        total.seconds += now(model.device) - started
         total.windows += len(output[0])
 
     encoder = model.get_encoder()
@@ -63,7 +77,59 @@ def timed_encoder(model: WhisperForConditionalGeneration) -> Iterator[EncoderTim
             hook.remove()
 
 
+def batches_by_length(
+    clips: Sequence[Clip], extractor: WhisperFeatureExtractor, batch_size: int
+) -> Iterator[list[int]]:
+    """Indices of clips in batches of similar length, the shortest first; those beyond a window are among themselves."""
+    by_length = sorted(range(len(clips)), key=lambda index: len(clips[index].samples))
+    short = [index for index in by_length if len(clips[index].samples) <= extractor.n_samples]
+    for part in (short, by_length[len(short) :]):
+        yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))
+
+
 @torch.no_grad()
+def transcribe_batch(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[Clip],
+    decoding: Decoding = GREEDY,
+) -> tuple[list[str], float]:
+    """
+    Transcribes the clips of one batch, without timestamps in the text.
+
+    Clips that are longer than the model's window, and whatever is with them, go through Whisper's own sequential
+    long-form decoding.
+
+    Returns:
+        The texts, and the seconds that `generate()` took: encoder and decoder, without log-mel features and tokenizer.
+    """
+    extractor = processor.feature_extractor
+    is_long = any(len(clip.samples) > extractor.n_samples for clip in clips)
+    features = extractor(
+        [clip.samples for clip in clips],
+        sampling_rate=SAMPLING_RATE,
+        return_tensors="pt",
+        return_attention_mask=True,
+        **({"truncation": False, "padding": "longest"} if is_long else {}),
+    ).to(model.device, model.dtype)
+    # Without a task transformers leaves the task token out, which multilingual models were not trained for.
+    multilingual = getattr(model.generation_config, "is_multilingual", False)
+    speech: dict[str, Any] = {"task": decoding.task, "language": decoding.language} if multilingual else {}
+    start = now(model.device)
+    tokens = model.generate(
+        **features, **speech, num_beams=decoding.num_beams, do_sample=False, return_timestamps=is_long
+    )
+    seconds = now(model.device) - start
+    return processor.batch_decode(tokens, skip_special_tokens=True), seconds
+
+
+@torch.no_grad()
+def warm_up(model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor) -> None:
+    """Runs one window of silence through the encoder, whose first pass takes longer."""
+    shape = (1, extractor.feature_size, extractor.nb_max_frames)
+    model.get_encoder()(torch.zeros(shape, device=model.device, dtype=model.dtype))
+
+
 def transcribe(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
@@ -71,9 +137,7 @@ def transcribe(
     batch_size: int = 8,
 ) -> Transcripts:
     """
-    Transcribes clips greedily, without timestamps in the text.
-
-    Clips that are longer than the model's window go through Whisper's own sequential long-form decoding.
+    Transcribes clips of any length greedily, without timestamps in the text.
 
     Args:
         model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
@@ -81,29 +145,12 @@ def transcribe(
         clips (`Sequence[Clip]`): 16 kHz audio.
         batch_size (`int`): clips per batch.
     """
-    extractor = processor.feature_extractor
-    by_length = sorted(range(len(clips)), key=lambda index: len(clips[index].samples))
-    short = [index for index in by_length if len(clips[index].samples) <= extractor.n_samples]
-    long = by_length[len(short) :]
-    batches = [
-        (part[i : i + batch_size], part is long) for part in (short, long) for i in range(0, len(part), batch_size)
-    ]
-    # Without a task transformers leaves the task token out, which multilingual models were not trained for.
-    task = "transcribe" if getattr(model.generation_config, "is_multilingual", False) else None
     texts = [""] * len(clips)
-    warm_up = torch.zeros(1, extractor.feature_size, extractor.nb_max_frames, device=model.device, dtype=model.dtype)
-    model.get_encoder()(warm_up)
+    warm_up(model, processor.feature_extractor)
     with timed_encoder(model) as encoder_time, tqdm(desc="transcription", unit="clip", total=len(clips)) as progress:
-        for indices, is_long in batches:
-            features = extractor(
-                [clips[index].samples for index in indices],
-                sampling_rate=SAMPLING_RATE,
-                return_tensors="pt",
-                return_attention_mask=True,
-                **({"truncation": False, "padding": "longest"} if is_long else {}),
-            ).to(model.device, model.dtype)
-            tokens = model.generate(**features, num_beams=1, do_sample=False, return_timestamps=is_long, task=task)
-            for index, text in zip(indices, processor.batch_decode(tokens, skip_special_tokens=True), strict=True):
+        for indices in batches_by_length(clips, processor.feature_extractor, batch_size):
+            batch, _ = transcribe_batch(model, processor, [clips[index] for index in indices])
+            for index, text in zip(indices, batch, strict=True):
                 texts[index] = text
             progress.update(len(indices))
     return Transcripts(texts, encoder_time)

@@ -1,5 +1,6 @@
 """Spectra in, a rank for every projection out; pure functions."""
 
+import math
 from collections.abc import Callable
 
 from ..errors import InputError
@@ -56,7 +57,7 @@ def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int
     """
     The published recipe at a given size: the highest thresholds whose ranks stay within a budget of parameters.
 
-    The MLP may lose a tenth of the share that attention may lose, as with the published 0.99 and 0.999.
+    The threshold of the MLP is the tenth root of that of attention, as with the published 0.99 and 0.999.
 
     Args:
         spectra (`EncoderSpectra`): of every projection, eigenvalues being variances.
@@ -67,13 +68,13 @@ def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int
         InputError: no thresholds lead to so small a size.
     """
 
-    def ranks(loss: float) -> Ranks:
-        return threshold_ranks(spectra, (1 - loss, 1 - loss / 10), multiple)
+    def ranks(exponent: float) -> Ranks:
+        return threshold_ranks(spectra, (math.exp(-exponent), math.exp(-exponent / 10)), multiple)
 
-    low, high = 1e-9, 1 - 1e-9  # of the share that attention may lose
+    low, high = 1e-9, 700.0
     if total_cost(spectra, ranks(high)) > budget:
         raise InputError(f"no thresholds of the published recipe give {budget:,.0f} parameters; lower --rank-multiple")
-    for _ in range(50):
+    for _ in range(60):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if total_cost(spectra, ranks(middle)) <= budget else (middle, high)
     return ranks(high)

@@ -1,6 +1,7 @@
 """Audio reading: formats, folders, metadata, order, bad files, and the windows that calibration takes of it."""
 
 import io
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from transformers import WhisperFeatureExtractor
 
 from lite_whisper.audio import AudioDataset, Clip, decode
 from lite_whisper.errors import InputError
-from lite_whisper.lowrank.calibration import feature_batches
+from lite_whisper.lowrank.calibration import feature_batches, with_noise
 
 EXTRACTOR = WhisperFeatureExtractor.from_pretrained(Path(__file__).parents[1] / "examples/whisper-digits")
 WINDOW = 6 * 16_000  # of the miniature
@@ -294,6 +295,25 @@ def test_features_are_those_of_the_models_own_extractor(mel_bins: int, seconds: 
     speech = Clip("tone", tone(440, 16_000, 3).astype(np.float32))
     batch = torch.cat(list(feature_batches([speech], extractor, num_samples=9, batch_size=9)))
     assert batch.shape == (2 if seconds == 2 else 1, mel_bins, 100 * seconds)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 20.0])
+def test_noise_has_the_wanted_ratio(ratio: float) -> None:
+    samples = tone(440, 16_000).astype(np.float32)
+    noise = with_noise(samples, ratio, np.random.default_rng(0)) - samples
+    found = 10 * np.log10((samples**2).mean() / (noise**2).mean())
+    assert found == pytest.approx(ratio, abs=0.2)
+    assert abs(noise[1:] @ noise[:-1]) < 0.05 * (noise @ noise)  # white
+
+
+def test_noise_is_added_to_each_window_by_the_seed() -> None:
+    def features(noise: tuple[float, float] | tuple[()], seed: int) -> torch.Tensor:
+        return torch.cat(list(feature_batches([clip(0.5, 0.5), clip(0.5)], EXTRACTOR, 100, 2, noise, seed)))
+
+    assert torch.equal(features((0, 40), 1), features((0, 40), 1))
+    different = (features((), 1), features((0, 40), 1), features((0, 40), 2))
+    for first, second in itertools.combinations(different, 2):
+        assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_silent_windows_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """`convert.py` as users run it: the folder it writes, moments kept for later, and how it fails."""
 
+import csv
 import errno
 import filecmp
 import importlib.metadata
@@ -28,6 +29,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from lite_whisper import LiteWhisperForConditionalGeneration, cli
 from lite_whisper.convert import encoder_budget, main, parse_arguments
 from lite_whisper.errors import exit_code
+from lite_whisper.lowrank import sequential
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "examples/whisper-digits"
@@ -291,9 +293,9 @@ def test_the_table_compares_before_and_after(tmp_path: Path, speech: Path, capsy
     ("names", "content", "options", "message"),
     [
         (["config.json", "notes.txt"], "{}", [], "--overwrite"),
-        (["notes.txt"], "mine", ["--overwrite"], "not a model folder"),
-        (["notes.txt"], "mine", [], "not a model folder"),
-        ([], "mine", ["--overwrite"], "not a model folder"),
+        (["notes.txt"], "mine", ["--overwrite"], "not a folder with config"),
+        (["notes.txt"], "mine", [], "not a folder with config"),
+        ([], "mine", ["--overwrite"], "not a folder with config"),
     ],
     ids=["model without --overwrite", "no model", "no model, without --overwrite", "a file"],
 )
@@ -359,6 +361,7 @@ def test_kept_moments_spare_the_audio(tmp_path: Path, speech: Path) -> None:
     ("options", "message"),
     [
         (["--seed", "4"], r"seed 3 there, 4 here"),
+        (["--noise", "0:40"], r"noise \[\] there, \[0.0, 40.0\] here"),
         (["--num-samples", "5"], r"num_samples 4 there, 5 here"),
         (["--dtype", "bfloat16"], r"dtype float32 there, bfloat16 here"),
         (["--dataset", str(CLIPS)], rf"datasets .*speech.* there, .*{CLIPS}.* here"),
@@ -786,6 +789,8 @@ def test_the_default_recipe_meets_its_budget(loss_aware: Path) -> None:
     assert 0.995 * 1.5e6 < encoder <= 1.5e6
     said = json.loads((loss_aware / "compression.json").read_text())
     assert said["recipe"] == {"name": "loss-aware", "encoder_parameters": 1_500_000, "rank_multiple": 4}
+    assert said["calibration"]["languages"] == {"en": WINDOWS} and said["calibration"]["noise"] == [0.0, 40.0]
+    assert [path.name for path in loss_aware.parent.iterdir()] == ["lite"]
     assert said["after"]["encoder_parameters"] == encoder
     for ranks, losses in zip(said["low_rank_config"], said["predicted_loss"], strict=True):
         assert all(rank % 4 == 0 for rank in ranks.values())
@@ -812,6 +817,107 @@ def test_sizes_that_may_be_asked_for(options: list[str], name: str, parameters: 
     assert encoder_budget(parsed, parameters) == expected
 
 
+def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sensitivities join the moments in their file; neither is computed twice."""
+    kept = ["--moments", tmp_path / "moments.safetensors"]
+    default = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--noise", "none"]
+    assert main(arguments(tmp_path / "published", speech, *kept)) == 0
+    monkeypatch.setattr("lite_whisper.convert.collect_moments", None)
+    assert main(arguments(tmp_path / "first", speech, *kept, *default)) == 0
+    monkeypatch.setattr("lite_whisper.convert.collect_sensitivities", None)
+    assert main(arguments(tmp_path / "again", speech, *kept, *default)) == 0
+    first, again = (contents(tmp_path / name) for name in ("first", "again"))
+    assert first == again
+    assert main(arguments(tmp_path / "published-again", speech, *kept)) == 0
+    assert contents(tmp_path / "published-again") == contents(tmp_path / "published")
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4"]
+    assert main(arguments(tmp_path / "undisturbed", speech, *options)) == 0
+    fit, calls = sequential._fit, 0
+
+    def stop(*more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise KeyboardInterrupt
+        return fit(*more)
+
+    monkeypatch.setattr(sequential, "_fit", stop)
+    assert main(arguments(tmp_path / "lite", speech, *options)) == 130
+    assert re.search("interrupted; run the same command again", only_message(capsys.readouterr().err))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lite.unfinished", "undisturbed"]
+    layers = [path.name for path in (tmp_path / "lite.unfinished" / "layers").iterdir()]
+    assert sorted(layers) == ["layer_00.safetensors", "layer_01.safetensors"]
+    # With other settings it is refused, and what was done stays.
+    assert main(arguments(tmp_path / "lite", speech, *options, "--seed", "4")) == 1
+    assert "seed 3 there, 4 here" in only_message(capsys.readouterr().err)
+    assert main(arguments(tmp_path / "lite", speech, *options, "--ratio", "0.4")) == 1
+    assert "layer_00.safetensors was fitted with other settings" in only_message(capsys.readouterr().err)
+    for name in ("collect_moments", "collect_sensitivities"):
+        monkeypatch.setattr(f"lite_whisper.convert.{name}", None)
+    calls = 100
+    assert main(arguments(tmp_path / "lite", speech, *options)) == 0
+    assert calls == 100 + 4 * 4  # four layers with four stages each
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lite", "undisturbed"]
+    assert contents(tmp_path / "lite") == contents(tmp_path / "undisturbed")
+
+
+def test_a_sweep_compares_both_recipes(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = tmp_path / "held-out"
+    shutil.copytree(TEST_CLIPS, held_out, ignore=shutil.ignore_patterns("*_0[1-9]*", "*_1*"))
+    listing = (held_out / "metadata.csv").read_text().splitlines(keepends=True)
+    (held_out / "metadata.csv").write_text("".join(listing[:9]))
+    command = ["--model", MODEL, "--dataset", speech, "--evaluate", held_out, "--num-samples", WINDOWS]
+    command += ["--rank-multiple", 4, "--sweep", "0.15,0.3", "--output", tmp_path / "curve"]
+    command = [str(option) for option in command]
+
+    def interrupted(*more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lite_whisper.convert.plot_pareto", interrupted)
+        assert main(command) == 130
+    assert not (tmp_path / "curve").exists()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:  # all points are measured already
+        patch.setattr("lite_whisper.convert.measure", None)
+        assert main(command) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve", "held-out"]
+    assert {path.name for path in (tmp_path / "curve").iterdir()} == {"sweep.csv", "pareto.png"}
+    with (tmp_path / "curve" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    base, *others = rows
+    assert [(row["recipe"], float(row["ratio"])) for row in rows] == [
+        ("uncompressed", 1.0),
+        ("liteasr", 0.15),
+        ("loss-aware", 0.15),
+        ("liteasr", 0.3),
+        ("loss-aware", 0.3),
+    ]
+    for row in others:
+        share = int(row["encoder_parameters"]) / int(base["encoder_parameters"])
+        assert share <= float(row["ratio"]) and share > float(row["ratio"]) - (
+            0.002 if "loss" in row["recipe"] else 0.02
+        )
+    table = capsys.readouterr().out
+    assert all(f"{float(row['word_error_rate']):.2f} %" in table for row in rows)
+    assert main(command) == 1
+    assert "--overwrite" in only_message(capsys.readouterr().err)
+    # One point is the model that the recipe gives by itself.
+    alone = [*command, "--output", str(tmp_path / "alone"), "--ratio", "0.15"]
+    del alone[alone.index("--sweep") : alone.index("--sweep") + 2]
+    assert main(alone) == 0
+    after = report(tmp_path / "alone")["after"]
+    assert after["word_error_rate"] == pytest.approx(float(others[1]["word_error_rate"]))
+    assert after["encoder_parameters"] == int(others[1]["encoder_parameters"])
+
+
 def test_a_budget_that_is_too_small(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--recipe", "loss-aware", "--ratio", "0.05"]
     assert main(arguments(tmp_path / "lite", speech, *options)) == 1
@@ -824,7 +930,13 @@ def test_a_budget_that_is_too_small(tmp_path: Path, speech: Path, capsys: pytest
     [
         ["--recipe", "liteasr", "--ratio", "0.5"],
         ["--recipe", "loss-aware", "--thresholds", "0.9:0.9"],
-        ["--moments", "m.safetensors"],
+        ["--recipe", "liteasr", "--sweep", "0.5", "--evaluate", "x"],
+        ["--sweep", "0.5"],
+        ["--sweep", "0.5,2", "--evaluate", "x"],
+        ["--sweep", "0.5", "--ratio", "0.5", "--evaluate", "x"],
+        ["--noise", "40:0"],
+        ["--noise", "nan:3"],
+        ["--noise", "loud"],
         ["--ratio", "0.5", "--preset", "fast"],
         ["--ratio", "1.5"],
         ["--encoder-params", "many"],

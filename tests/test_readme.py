@@ -116,7 +116,9 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 0, result.stderr
     outputs = [*re.findall(r"--output (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 8
+    assert len(outputs) == len(set(outputs)) == 9
+    outputs.remove("curve")
+    assert {path.name for path in (workplace / "curve").iterdir()} == {"sweep.csv", "pareto.png"}
     for output in outputs:
         assert (workplace / output / "model.safetensors").exists()
         assert (workplace / output / "tokenizer_config.json").exists()

@@ -1,12 +1,13 @@
 """The published rules for choosing ranks."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from lite_whisper.errors import InputError
-from lite_whisper.lowrank.allocation import budget_ranks, threshold_ranks
+from lite_whisper.lowrank.allocation import budget_ranks, discarded, threshold_ranks, threshold_ranks_within, total_cost
 from lite_whisper.lowrank.spectrum import Spectrum
 
 
@@ -136,3 +137,25 @@ def test_any_cost_may_be_spent() -> None:
     ranks = budget_ranks([{"q_proj": spectrum(values)}] * 2, 150, 16, lambda _, rank: 100 if rank is None else rank * 3)
     assert sorted(map(len, ranks)) == [0, 1]
     assert [rank for of_layer in ranks for rank in of_layer.values()] == [16]
+
+
+def test_the_published_recipe_at_a_size() -> None:
+    """The largest of all pairs of thresholds of its kind that fits, against trying them one by one."""
+    names = ("q_proj", "out_proj", "fc1", "fc2")
+    spectra = [{name: spectrum(geometric(64, 0.7 + 0.06 * (i + j))) for j, name in enumerate(names)} for i in range(2)]
+    dense = total_cost(spectra, [{}, {}])
+    for share in (0.3, 0.5, 0.7):
+        ranks = threshold_ranks_within(spectra, share * dense, 2)
+        shares = [math.exp(-(10 ** (-6 + 8 * step / 5000))) for step in range(5000)]
+        tried = [threshold_ranks(spectra, (share, share**0.1), 2) for share in shares]
+        costs = [total_cost(spectra, each) for each in tried]
+        assert total_cost(spectra, ranks) == max(cost for cost in costs if cost <= share * dense)
+    with pytest.raises(InputError, match="no thresholds of the published recipe"):
+        threshold_ranks_within(spectra, 100, 2)
+
+
+def test_what_is_discarded_and_what_it_costs() -> None:
+    spectra = [{"q_proj": spectrum([4.0, 2.0, 1.0, 0.5]), "fc1": spectrum([8.0, 1.0], 6)}]
+    assert discarded(spectra, [{"q_proj": 2}]) == [{"q_proj": 1.5, "fc1": 0.0}]
+    # a pair of 4 x 2 and 2 x 4 with 4 biases; 2 x 6 weights with 6 biases
+    assert total_cost(spectra, [{"q_proj": 2}]) == 8 + 8 + 4 + 12 + 6

@@ -1,0 +1,87 @@
+"""
+Memory and time of a whole conversion at the shape of large-v3 (random weights), stage by stage.
+
+    python benchmarks/conversion.py [--windows 16] [--threads 2] [--batch-size 4] [--ratio 0.6]
+
+Random weights would decode random lengths, so every window is given 100 tokens of text.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from calibration import LARGE_V3
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+from lite_whisper.evaluation.memory import PeakMemory
+from lite_whisper.lowrank import budget_ranks, collect_moments, collect_sensitivities, encoder_spectra, refit
+
+TEXT_TOKENS = 100
+END_OF_TEXT = 50257
+
+
+def large_v3() -> WhisperForConditionalGeneration:
+    """The shape of large-v3, decoder included, in fp32."""
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(**{**LARGE_V3, "decoder_layers": 32})).eval()
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=50258,
+        eos_token_id=END_OF_TEXT,
+        pad_token_id=END_OF_TEXT,
+        is_multilingual=True,
+        lang_to_id={"<|en|>": 50259},
+        task_to_id={"transcribe": 50360},
+        no_timestamps_token_id=50364,
+        suppress_tokens=list(range(END_OF_TEXT, model.config.vocab_size)),
+        max_new_tokens=TEXT_TOKENS,
+    )
+    return model
+
+
+def main() -> None:
+    """Prints seconds and resident memory of every stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ratio", type=float, default=0.6)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"shape of large-v3, fp32, {arguments.windows} windows, {arguments.threads} threads", flush=True)
+    model = large_v3()
+    print(f"model: {4 * model.num_parameters() / 1e9:.1f} GB", flush=True)
+    batches = list(torch.randn(arguments.windows, 128, 3000).split(arguments.batch_size))
+    total = 0.0
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        nonlocal total
+        start = time.perf_counter()
+        with PeakMemory() as memory:
+            yield
+        seconds = time.perf_counter() - start
+        total += seconds
+        print(f"{name}: {seconds:.0f} s, peak {memory.peak / 1e9:.2f} GB resident in all", flush=True)
+
+    with stage("moments"):
+        moments = collect_moments(model, batches)
+    with stage("sensitivities"):
+        sensitivities = collect_sensitivities(model, batches)
+    with stage("spectra and ranks"):
+        spectra = encoder_spectra(model, moments, sensitivities)
+        dense = sum(spectrum.dense_parameters for of_layer in spectra for spectrum in of_layer.values())
+        ranks = budget_ranks(spectra, arguments.ratio * dense)
+    with tempfile.TemporaryDirectory() as folder:
+        with stage("refit"):
+            lite = refit(model, batches, ranks, sensitivities, folder=Path(folder) / "layers")
+        with stage("writing"):
+            lite.save_pretrained(Path(folder) / "model")
+    print(f"in all: {total:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

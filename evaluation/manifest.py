@@ -1,0 +1,125 @@
+"""Manifests: one JSON line for each utterance, in the fields that the scorer of the Open ASR leaderboard reads."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..saving import temporary_name
+
+logger = logging.getLogger(__name__)
+
+NUMBERS = ("duration", "time", "encoder_time", "decoder_time")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """
+    One line of a manifest.
+
+    index : int, the place in the dataset
+    audio_filepath : str, the name of the clip
+    duration : float, seconds of audio
+    time, encoder_time, decoder_time : float, seconds that it took; of a batch, the share by duration
+    text, pred_text : str, reference and prediction, normalised
+    reference, prediction : str, the same as they were given
+    """
+
+    index: int
+    audio_filepath: str
+    duration: float
+    time: float
+    encoder_time: float
+    decoder_time: float
+    text: str
+    pred_text: str
+    reference: str
+    prediction: str
+
+
+def manifest_path(folder: Path, model: str, dataset: str) -> Path:
+    """Where the manifest of a model and set lies; its name is the one of the Open ASR leaderboard."""
+    model, dataset = (name.replace("/", "-").replace(":", "_") for name in (model, dataset))
+    return folder / f"MODEL_{model}_DATASET_{dataset}.jsonl"
+
+
+def append(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Adds lines to a manifest; they are on the disk when it returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(asdict(utterance), ensure_ascii=False) + "\n" for utterance in utterances))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_line(path: Path) -> None:
+    """Removes a last line that an interruption has left without its end."""
+    contents = path.read_bytes()
+    if contents and not contents.endswith(b"\n"):
+        whole = contents.rfind(b"\n") + 1
+        logger.warning("%s: the last line was cut off by an interruption; that utterance is done again", path)
+        with temporary_name(path) as temporary:
+            temporary.write_bytes(contents[:whole])
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """
+    Reads a manifest, in the order of the dataset.
+
+    Raises:
+        InputError: there is none, or a line is not one of a manifest or comes twice; the message names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give a manifest that evaluate has written") from error
+    utterances: dict[int, Utterance] = {}
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
+        try:
+            values = json.loads(line)
+            utterance = Utterance(**{field.name: values[field.name] for field in fields(Utterance)})
+            _check_types(utterance)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path} line {number} is not one of a manifest ({type(error).__name__}: {error}); remove the line and "
+                "evaluate again, which adds what is missing"
+            ) from error
+        if utterance.index in utterances:
+            raise InputError(f"{path} line {number} repeats utterance {utterance.index}; remove one of the two")
+        utterances[utterance.index] = utterance
+    return [utterances[index] for index in sorted(utterances)]
+
+
+def _check_types(utterance: Utterance) -> None:
+    for name, value in asdict(utterance).items():
+        expected = int if name == "index" else (int, float) if name in NUMBERS else str
+        if not isinstance(value, expected):
+            raise TypeError(f"{name} is {value!r}")
+
+
+def settings_path(manifest: Path) -> Path:
+    """The file beside a manifest that says how it was made."""
+    return manifest.with_suffix(".settings.json")
+
+
+def read_settings(manifest: Path) -> dict[str, Any]:
+    """
+    How a manifest was made.
+
+    Raises:
+        InputError: the file beside it is missing or malformed.
+    """
+    path = settings_path(manifest)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); keep it beside its manifest, or evaluate again") from error
+
+
+def write_settings(manifest: Path, settings: dict[str, Any]) -> None:
+    """Writes how a manifest was made beside it."""
+    with temporary_name(settings_path(manifest)) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,154 @@
+"""Manifests in; figures, tables, plots and the metadata of a model card out."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from ..errors import InputError
+from ..saving import temporary_name
+from .manifest import Utterance, read_manifest, read_settings
+from .plots import plot_error_by_set, plot_error_by_size
+from .significance import Difference, paired_bootstrap
+from .word_error_rate import error_rates, word_errors
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    The figures of one model on one set.
+
+    wer, cer : float, per cent
+    substitutions, deletions, insertions, words : int, counted in words
+    rtfx : float, seconds of audio transcribed in a second, without loading
+    encoder_seconds, decoder_seconds : float
+    peak_memory : int, bytes; None where the run was not finished
+    """
+
+    model: str
+    dataset: str
+    wer: float
+    cer: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    rtfx: float
+    encoder_seconds: float
+    decoder_seconds: float
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A manifest, how it was made, and its figures."""
+
+    path: Path
+    settings: dict
+    utterances: list[Utterance]
+    result: Result
+
+
+def score(manifests: Sequence[Path]) -> list[Evaluation]:
+    """
+    Computes every figure from manifests.
+
+    Raises:
+        InputError: a manifest is damaged, empty, or without the file that says how it was made.
+    """
+    evaluations = []
+    for path in manifests:
+        utterances, settings = read_manifest(path), read_settings(path)
+        if not utterances:
+            raise InputError(f"{path} is empty; evaluate again")
+        rates = error_rates([u.text for u in utterances], [u.pred_text for u in utterances])
+        result = Result(
+            model=settings["model"],
+            dataset=settings["dataset"],
+            **asdict(rates),
+            rtfx=sum(u.duration for u in utterances) / sum(u.time for u in utterances),
+            encoder_seconds=sum(u.encoder_time for u in utterances),
+            decoder_seconds=sum(u.decoder_time for u in utterances),
+            peak_memory=settings.get("peak_memory"),
+        )
+        evaluations.append(Evaluation(path, settings, utterances, result))
+    return evaluations
+
+
+def differences(evaluations: Sequence[Evaluation]) -> list[tuple[Result, Result, Difference]]:
+    """Every model against the first one on the same set, with the interval of the paired bootstrap over utterances."""
+    found = []
+    first: dict[str, Evaluation] = {}
+    for evaluation in evaluations:
+        base = first.setdefault(evaluation.result.dataset, evaluation)
+        if base is evaluation:
+            continue
+        if [(u.index, u.text) for u in base.utterances] != [(u.index, u.text) for u in evaluation.utterances]:
+            raise InputError(f"{base.path} and {evaluation.path} hold different utterances; evaluate both to the end")
+        errors, base_errors = (
+            np.array([word_errors(u.text, u.pred_text) for u in each.utterances]) for each in (evaluation, base)
+        )
+        words = np.array([len(u.text.split()) for u in base.utterances])
+        found.append((evaluation.result, base.result, paired_bootstrap(errors, base_errors, words)))
+    return found
+
+
+def print_report(evaluations: Sequence[Evaluation]) -> None:
+    """Prints the figures as a table, and the differences between models."""
+    width = max(len(e.result.model) for e in evaluations) + 2
+    sets = max(len(e.result.dataset) for e in evaluations) + 2
+    print(f"\n{'model':{width}}{'dataset':{sets}}{'WER %':>8}{'CER %':>8}{'sub':>7}{'del':>7}{'ins':>7}{'RTFx':>9}")
+    for evaluation in evaluations:
+        r = evaluation.result
+        print(
+            f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
+            f"{r.insertions:7}{r.rtfx:9.1f}"
+        )
+    for result, base, (points, low, high) in differences(evaluations):
+        verdict = "no clear difference" if low <= 0 <= high else "worse" if points > 0 else "better"
+        print(
+            f"{result.model} against {base.model} on {result.dataset}: {points:+.2f} points, "
+            f"95 % interval {low:+.2f} to {high:+.2f} ({verdict})"
+        )
+
+
+def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Writes the figures as a list with one object for each model and set."""
+    with temporary_name(path) as temporary:
+        temporary.write_text(json.dumps([asdict(e.result) for e in evaluations], indent=2) + "\n")
+
+
+def write_summary(evaluations: Sequence[Evaluation], folder: Path) -> None:
+    """Writes `summary.csv`, the `model-index` metadata of each model, and the plots, beside the manifests."""
+    with temporary_name(folder / "summary.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, asdict(evaluations[0].result))
+        writer.writeheader()
+        writer.writerows(asdict(e.result) for e in evaluations)
+    for model in dict.fromkeys(e.result.model for e in evaluations):
+        results = [
+            EvalResult(
+                task_type="automatic-speech-recognition",
+                task_name="Automatic Speech Recognition",
+                dataset_type=e.result.dataset.split(":")[0],
+                dataset_name=e.result.dataset,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(getattr(e.result, metric), 3),
+            )
+            for e in evaluations
+            if e.result.model == model
+            for metric, name in (("wer", "Word error rate (%)"), ("cer", "Character error rate (%)"))
+        ]
+        index = {"model-index": eval_results_to_model_index(model, results)}
+        with temporary_name(folder / f"{model.replace('/', '-')}.model-index.yml") as temporary:
+            temporary.write_text(yaml.safe_dump(index, sort_keys=False))
+    plot_error_by_set([e.result for e in evaluations], folder / "error_by_set.png")
+    sizes = {e.result.model: e.settings["encoder_parameters"] for e in evaluations}
+    bases = {e.settings["base_model"].split("/")[-1] for e in evaluations}
+    plot_error_by_size([e.result for e in evaluations], sizes, bases, folder / "error_by_size.png")

@@ -1,0 +1,203 @@
+"""`lite-whisper evaluate` and `lite-whisper score` as users run them."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from hub_stand_in import HubStandIn
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+from lite_whisper.evaluation import command
+from lite_whisper.evaluation.command import main, main_score, parse_arguments
+from lite_whisper.evaluation.manifest import read_manifest
+from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
+from lite_whisper.model_folder import save_model_folder
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/whisper-digits"
+KEYS = "model dataset wer cer substitutions deletions insertions words rtfx encoder_seconds decoder_seconds peak_memory"
+
+
+@pytest.fixture(scope="module")
+def lite(base_model, moments, tmp_path_factory) -> Path:
+    """A strongly compressed miniature, as a folder."""
+    folder = tmp_path_factory.mktemp("models") / "lite-digits"
+    ranks = threshold_ranks(encoder_spectra(base_model, moments), (0.9, 0.95), 4)
+    report = {"base_model": "whisper-digits"}
+    save_model_folder(compress(base_model, moments, ranks), MODEL, folder, report)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """Ten of the test strings."""
+    folder = tmp_path_factory.mktemp("sets") / "digits"
+    shutil.copytree(ROOT / "examples/digits/test", folder)
+    listing = (folder / "metadata.csv").read_text().splitlines(keepends=True)
+    (folder / "metadata.csv").write_text("".join(listing[:11]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(lite, digits, tmp_path_factory) -> Path:
+    """The results of both models on both sets; tests do not change them."""
+    folder = tmp_path_factory.mktemp("results") / "results"
+    sets = [str(digits), str(ROOT / "examples/digits/longform")]
+    arguments = [str(MODEL), str(lite), "--dataset", *sets, "--output", str(folder), "--json", str(folder / "f.json")]
+    assert main([*arguments, "--batch-size", "4"]) == 0
+    return folder
+
+
+def figures(folder: Path) -> list[dict]:
+    return json.loads((folder / "f.json").read_text())
+
+
+def test_figures_are_those_of_jiwer_on_the_corpus(results: Path) -> None:
+    rows = figures(results)
+    assert [(row["model"], row["dataset"]) for row in rows] == [
+        (model, name) for model in ("whisper-digits", "lite-digits") for name in ("digits", "longform")
+    ]
+    normalize = EnglishTextNormalizer({})
+    for row in rows:
+        assert list(row) == KEYS.split()
+        lines = read_manifest(results / f"MODEL_{row['model']}_DATASET_{row['dataset']}.jsonl")
+        references, predictions = ([normalize(getattr(u, of)) for u in lines] for of in ("reference", "prediction"))
+        expected = jiwer.process_words(references, predictions)
+        assert row["wer"] == pytest.approx(100 * expected.wer)
+        assert row["cer"] == pytest.approx(100 * jiwer.cer(references, predictions))
+        assert row["substitutions"] == expected.substitutions and row["insertions"] == expected.insertions
+        assert row["rtfx"] == pytest.approx(sum(u.duration for u in lines) / sum(u.time for u in lines))
+        assert 0 < row["encoder_seconds"] + row["decoder_seconds"] < sum(u.time for u in lines)
+        assert row["peak_memory"] > 1e8
+    assert rows[0]["wer"] < rows[2]["wer"]
+
+
+def test_tables_plots_and_card_metadata(results: Path) -> None:
+    with (results / "summary.csv").open() as file:
+        table = list(csv.DictReader(file))
+    for row, expected in zip(table, figures(results), strict=True):
+        assert {key: str(value) for key, value in expected.items()} == row
+    index = yaml.safe_load((results / "lite-digits.model-index.yml").read_text())["model-index"]
+    assert index[0]["name"] == "lite-digits"
+    by_set = {each["dataset"]["name"]: each["metrics"] for each in index[0]["results"]}
+    assert by_set["digits"][0]["value"] == round(figures(results)[2]["wer"], 3)
+    for name in ("error_by_set.png", "error_by_size.png"):
+        assert (results / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_score_gives_the_same_figures(results: Path, tmp_path: Path, capsys) -> None:
+    folder = shutil.copytree(results, tmp_path / "results")
+    (folder / "summary.csv").unlink()
+    manifests = [str(folder / f"MODEL_{r['model']}_DATASET_{r['dataset']}.jsonl") for r in figures(results)]
+    assert main_score([*manifests, "--json", str(tmp_path / "f.json")]) == 0
+    assert figures(tmp_path) == figures(results)
+    assert (folder / "summary.csv").read_bytes() == (results / "summary.csv").read_bytes()
+    said = capsys.readouterr().out
+    assert "lite-digits against whisper-digits on digits: +" in said and "95 % interval" in said
+
+
+def test_a_finished_run_is_not_repeated_and_changes_are_refused(
+    results: Path, digits: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder = shutil.copytree(results, tmp_path / "results")
+    arguments = [str(MODEL), "--dataset", str(digits), "--output", str(folder)]
+    monkeypatch.setattr("lite_whisper.evaluation.runner.transcribe_batch", None)
+    assert main([*arguments, "--batch-size", "2"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--num-beams", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "num_beams': 1" in said and "num_beams': 2" in said and "settings.json" in said
+    manifest = folder / "MODEL_whisper-digits_DATASET_digits.jsonl"
+    assert manifest.read_bytes() == (results / manifest.name).read_bytes()
+    lines = manifest.read_text().split("\n")
+    manifest.write_text("\n".join([*lines[:4], lines[4][:30], *lines[5:]]))
+    assert main(arguments) == 1
+    assert f"{manifest} line 5 is not one of a manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "message"),
+    [
+        ("words", [], "its columns are file_name, words, speaker; name the column with --text-column"),
+        ("words", ["--text-column", "spoken"], "has no transcripts in spoken: its columns are file_name, words"),
+        ("words", ["--text-column", "words"], None),
+    ],
+)
+def test_columns_with_other_names(column, options, message, digits, tmp_path, capsys) -> None:
+    folder = shutil.copytree(digits, tmp_path / "set")
+    listing = (folder / "metadata.csv").read_text().replace("transcription", column, 1)
+    (folder / "metadata.csv").write_text(listing)
+    arguments = [str(MODEL), "--dataset", str(folder), "--output", str(tmp_path / "results"), "--num-samples", "2"]
+    assert main([*arguments, *options]) == (1 if message else 0)
+    assert (message or "") in capsys.readouterr().err
+
+
+def test_sets_without_any_transcript(tmp_path: Path, capsys) -> None:
+    (tmp_path / "bare").mkdir()
+    shutil.copy(ROOT / "examples/digits/test/test_000.flac", tmp_path / "bare")
+    assert main([str(MODEL), "--dataset", str(tmp_path / "bare"), "--output", str(tmp_path / "results")]) == 1
+    assert "bare has no transcripts" in capsys.readouterr().err
+
+
+def test_two_models_of_one_name(digits: Path, tmp_path: Path, capsys) -> None:
+    other = shutil.copytree(MODEL, tmp_path / "whisper-digits")
+    assert main([str(MODEL), str(other), "--dataset", str(digits), "--output", str(tmp_path / "results")]) == 1
+    assert "two of the models are called whisper-digits" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_normalizer_language_and_leaderboard_sets() -> None:
+    common = ["openai/whisper-small", "--dataset"]
+    assert parse_arguments([*common, "x"], "p").normalizer == "english"
+    german = parse_arguments([*common, "x", "--language", "German"], "p")
+    assert (german.language, german.normalizer) == ("de", "basic")
+    sets = parse_arguments([*common, "esb"], "p").dataset
+    assert len(sets) == 8 and all(name.startswith("hf-audio/esb-datasets-test-only-sorted:") for name in sets)
+    with pytest.raises(SystemExit):
+        parse_arguments([*common, "x", "--language", "klingon"], "p")
+
+
+def test_the_leaderboards_sets_by_their_hub_id(digits: Path, tmp_path: Path, monkeypatch) -> None:
+    """One of the sets, in the form in which the Hub has it, streamed from a stand-in."""
+    folder = tmp_path / "esb"
+    (folder / "ami").mkdir(parents=True)
+    with (digits / "metadata.csv").open() as file:
+        rows = list(csv.DictReader(file))[:4]
+    rows[2]["transcription"] = "ignore time segment in scoring"
+    audio = [{"bytes": (digits / row["file_name"]).read_bytes(), "path": row["file_name"]} for row in rows]
+    texts = [row["transcription"].upper() if row is not rows[2] else row["transcription"] for row in rows]
+    columns = pyarrow.table({"audio": audio, "text": texts, "audio_length_s": np.ones(4)})
+    features = '{"info": {"features": {"audio": {"_type": "Audio"}, "text": {"dtype": "string", "_type": "Value"}, '
+    features += '"audio_length_s": {"dtype": "float64", "_type": "Value"}}}}'
+    pyarrow.parquet.write_table(
+        columns.replace_schema_metadata({"huggingface": features}), folder / "ami/test-00000-of-00001.parquet"
+    )
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: ami\n  data_files:\n  - split: test\n    path: ami/test-*\n---\n"
+    )
+    source = command.SETS["esb"][1]
+    with HubStandIn({}, {source.split(":")[0]: folder}) as hub:
+        script = "import sys; from lite_whisper.cli import main; sys.exit(main())"
+        options = ["--dataset", source, "--normalizer", "basic", "--output", "results", "--json", "f.json"]
+        result = subprocess.run(
+            [sys.executable, "-c", script, "evaluate", str(MODEL), *options],
+            env=os.environ | hub.environment(tmp_path / "cache"),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 0, result.stderr
+    (row,) = figures(tmp_path)
+    assert row["dataset"] == source and row["wer"] < 30 and "left out 1 clips" in result.stderr
+    (manifest,) = (tmp_path / "results").glob("*.jsonl")
+    assert manifest.name == "MODEL_whisper-digits_DATASET_hf-audio-esb-datasets-test-only-sorted_ami_test.jsonl"
