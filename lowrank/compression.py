@@ -25,7 +25,7 @@ def encoder_spectra(
     model: WhisperForConditionalGeneration,
     moments: EncoderMoments,
     sensitivities: Sensitivities | None = None,
-    damping: float = 0.1,
+    damping: float = 0.01,
 ) -> EncoderSpectra:
     """
     The spectrum of every encoder projection.
@@ -65,7 +65,7 @@ def compress(
     moments: EncoderMoments,
     ranks: Ranks,
     sensitivities: Sensitivities | None = None,
-    damping: float = 0.1,
+    damping: float = 0.01,
 ) -> LiteWhisperForConditionalGeneration:
     """
     Builds the LiteWhisper in which every projection named in `ranks` is a low-rank pair.

@@ -29,7 +29,7 @@ def refit(
     batches: Sequence[torch.Tensor],
     ranks: Ranks,
     sensitivities: Sensitivities,
-    damping: float = 0.1,
+    damping: float = 0.01,
     ridge: float = 0.1,
     folder: Path | None = None,
     origin: dict[str, Any] | None = None,
