@@ -146,8 +146,15 @@ def print_report(before: dict[str, float], after: dict[str, float]) -> None:
             print(f"{label:20}{before[key] / unit:11.2f} {name:<2}{after[key] / unit:11.2f} {name:<2} {ratio}")
 
 
-def encoder_budget(arguments: argparse.Namespace, parameters: int) -> int:
-    """How many parameters the encoder may have, of which it has `parameters` now."""
+def encoder_budget(arguments: argparse.Namespace, parameters: int, positions: int) -> int:
+    """
+    How many parameters the encoder may have.
+
+    Args:
+        arguments (`argparse.Namespace`): from `parse_arguments`.
+        parameters (`int`): that it has now.
+        positions (`int`): how many of them are position embeddings, which the published sizes leave out.
+    """
     if arguments.encoder_params:
         return arguments.encoder_params
     if arguments.ratio:
@@ -155,9 +162,9 @@ def encoder_budget(arguments: argparse.Namespace, parameters: int) -> int:
     preset = arguments.preset or "plain"
     published = PUBLISHED.get(Path(arguments.model).name)
     if published:
-        return int(published[preset][0] * 1e6)
+        return int(published[preset][0] * 1e6) + positions
     large = PUBLISHED["whisper-large-v3"]
-    return int(large[preset][0] / large[""][0] * parameters)
+    return int(large[preset][0] / large[""][0] * (parameters - positions)) + positions
 
 
 def prepare(
@@ -216,7 +223,7 @@ def compress_loss_aware(
     assert sensitivities is not None
     spectra = encoder_spectra(model, moments, sensitivities)
     parameters = encoder_parameters(model)
-    budget = encoder_budget(arguments, parameters)
+    budget = encoder_budget(arguments, parameters, model.get_encoder().embed_positions.weight.numel())
     if budget >= parameters:
         logger.warning("the encoder has %d parameters and may keep %d: nothing is compressed", parameters, budget)
     ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), arguments.rank_multiple)
