@@ -68,7 +68,11 @@ def observe(
     normalize: Callable[[str], str],
     batch_size: int = 8,
 ) -> Observation:
-    """Lets a model transcribe clips with timestamps, sounds without speech, detect languages, and translate."""
+    """
+    Lets a model transcribe clips with timestamps, sounds without speech, detect languages, and translate.
+
+    For word timestamps transformers switches the model to its eager attention, for good: take a model of its own.
+    """
     extractor = processor.feature_extractor
     recognizer = pipeline(
         "automatic-speech-recognition",
@@ -107,8 +111,9 @@ def observe(
             texts, _ = transcribe_batch(model, processor, batch, Decoding(task="translate"))
             for place, token, text in zip(places, detected, texts, strict=True):
                 languages[place], translations[place] = names[token], normalize(text)
+    segments = pieces(True)
     words = pieces("word") if getattr(settings, "alignment_heads", None) else None
-    return Observation(words, pieces(True), inserted, languages, translations)
+    return Observation(words, segments, inserted, languages, translations)
 
 
 def shifts(found: Sequence[Sequence[Piece]], base: Sequence[Sequence[Piece]]) -> np.ndarray:
