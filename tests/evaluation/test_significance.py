@@ -28,3 +28,8 @@ def test_equal_models_and_long_references() -> None:
     errors, words = np.array([1, 0, 7]), np.array([5, 1, 100])
     assert paired_bootstrap(errors, errors, words) == (0, 0, 0)
     assert paired_bootstrap(errors + np.array([0, 0, 10]), errors, words).points == pytest.approx(1000 / 106)
+
+
+def test_errors_go_with_the_words_of_their_utterance() -> None:
+    words = np.random.default_rng(1).integers(1, 50, 30)
+    assert paired_bootstrap(words, np.zeros(30), words) == pytest.approx((100.0, 100.0, 100.0))
