@@ -81,7 +81,7 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         "(default 0:40; with liteasr none)",
     )
     parser.add_argument("--seed", type=int, default=0, help="which samples are taken from the dataset (default 0)")
-    parser.add_argument("--batch-size", type=positive, default=8, help="windows that run at once (default 8)")
+    parser.add_argument("--batch-size", type=positive, default=4, help="windows that run at once (default 4)")
     parser.add_argument(
         "--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
     )

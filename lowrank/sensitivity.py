@@ -50,7 +50,7 @@ def collect_sensitivities(
 
     Time: two forward passes of the encoder, the greedy transcripts, and for every draw about as much as two forward
     passes. Memory: six d x d matrices per layer (1.3 GB in fp32 for large-v3) and, for each window of a batch, the
-    inputs of all layers (0.25 GB) and the activations of one layer with its gradients (0.4 GB).
+    inputs of all encoder layers, the activations of one of them and those of the decoder (together 1.6 GB).
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
