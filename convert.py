@@ -34,17 +34,20 @@ from lite_whisper.lowrank.compression import compress, encoder_spectra
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
 from lite_whisper.lowrank.storage import load_moments, save_moments
-from lite_whisper.model_folder import fingerprint, load_base_model, merge, public_name, save_model_folder, upgrade
+from lite_whisper.model_folder import (
+    encoder_parameters,
+    fingerprint,
+    load_base_model,
+    merge,
+    public_name,
+    save_model_folder,
+    upgrade,
+)
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.published import PUBLISHED
 from lite_whisper.saving import check_output_folder, check_same, temporary_name, unfinished
 
 logger = logging.getLogger(__name__)
-
-
-def encoder_parameters(model: WhisperForConditionalGeneration) -> int:
-    """How many parameters the encoder has."""
-    return sum(parameter.numel() for parameter in model.get_encoder().parameters())
 
 
 def calibration_settings(arguments: argparse.Namespace, weights: str) -> dict[str, Any]:

@@ -34,6 +34,11 @@ PROCESSOR_FILES = (
 PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
 
 
+def encoder_parameters(model: WhisperForConditionalGeneration) -> int:
+    """How many parameters the encoder has."""
+    return sum(parameter.numel() for parameter in model.get_encoder().parameters())
+
+
 def fingerprint(model: WhisperForConditionalGeneration) -> str:
     """A digest of the encoder's weights, by which stored moments are known to belong to them."""
     digest = hashlib.sha256()

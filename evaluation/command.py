@@ -17,7 +17,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from ..arguments import device_name, positive
 from ..audio import AudioDataset
 from ..errors import InputError, exit_code
-from ..model_folder import base_model_of, fingerprint, load_model, public_name
+from ..model_folder import base_model_of, encoder_parameters, fingerprint, load_model, public_name
 from ..saving import check_same
 from .manifest import manifest_path, read_settings, settings_path, write_settings
 from .memory import PeakMemory
@@ -100,16 +100,17 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
     return arguments
 
 
-def run_settings(
-    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, name: str, source: str
-) -> dict[str, Any]:
-    """What a manifest was made with; all of it except `VARYING` must be the same when a run goes on."""
+def model_settings(arguments: argparse.Namespace, model: WhisperForConditionalGeneration, name: str) -> dict[str, Any]:
+    """
+    What the manifests of a model are made with, whatever the set.
+
+    With the set's name all of it except `VARYING` must be the same when a run goes on.
+    """
     return {
         "model": public_name(name),
         "base_model": base_model_of(name),
         "encoder_weights": fingerprint(model),
-        "encoder_parameters": sum(parameter.numel() for parameter in model.get_encoder().parameters()),
-        "dataset": public_name(source),
+        "encoder_parameters": encoder_parameters(model),
         "text_column": arguments.text_column,
         "num_samples": arguments.num_samples,
         "generation": asdict(Decoding(arguments.num_beams, arguments.language, arguments.task)),
@@ -126,10 +127,13 @@ def evaluate_model(arguments: argparse.Namespace, name: str) -> list[Path]:
     model, processor = load_model(name)
     if arguments.language not in (None, "en") and not getattr(model.generation_config, "is_multilingual", False):
         raise InputError(f"{name} knows English only; leave --language {arguments.language} out, or take another model")
-    settings = {source: run_settings(arguments, model, name, source) for source in arguments.dataset}
+    settings = model_settings(arguments, model, name)
     model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
     model.eval()
-    return [evaluate_set(arguments, model, processor, source, settings[source]) for source in arguments.dataset]
+    return [
+        evaluate_set(arguments, model, processor, source, settings | {"dataset": public_name(source)})
+        for source in arguments.dataset
+    ]
 
 
 def evaluate_set(

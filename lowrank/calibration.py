@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,26 @@ EncoderMoments = list[dict[str, Moments]]
 def projection_module(layer: WhisperEncoderLayer, projection: str) -> nn.Linear:
     """The module of one projection (`q_proj`, ..., `fc2`) in an encoder layer."""
     return getattr(layer if projection in ("fc1", "fc2") else layer.self_attn, projection)
+
+
+@contextmanager
+def recorded(
+    layer: WhisperEncoderLayer, names: Sequence[str]
+) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Keeps the inputs and outputs of a layer's projections while the context lasts."""
+    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
+        return projection_module(layer, name).register_forward_hook(
+            lambda module, inputs, output: kept.__setitem__(name, (inputs[0], output))
+        )
+
+    hooks = [keep(name) for name in names]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def feature_batches(

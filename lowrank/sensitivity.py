@@ -14,7 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..errors import InputError
-from .calibration import projection_module
+from .calibration import projection_module, recorded
 
 
 @dataclass
@@ -187,27 +187,17 @@ def _add_layer(
     totals: dict[str, torch.Tensor],
 ) -> list[torch.Tensor]:
     """Adds the second moments of one layer's gradients to `totals`; returns the gradients at the layer's input."""
-    outputs: dict[str, torch.Tensor] = {}
-
-    def keep(projection: str) -> torch.utils.hooks.RemovableHandle:
-        return projection_module(layer, projection).register_forward_hook(
-            lambda module, inputs, output: outputs.__setitem__(projection, output)
-        )
-
-    hooks = [keep(projection) for projection in PROJECTIONS]
-    try:
+    with recorded(layer, PROJECTIONS) as kept:
         given = given.requires_grad_()
         result = layer(given, None)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    outputs = [output for _, output in kept.values()]
     below = []
     for gradient in gradients:
         at_input, *at_outputs = torch.autograd.grad(
-            result, [given, *outputs.values()], gradient, retain_graph=gradient is not gradients[-1]
+            result, [given, *outputs], gradient, retain_graph=gradient is not gradients[-1]
         )
         below.append(at_input)
-        for projection, at_output in zip(outputs, at_outputs, strict=True):
+        for projection, at_output in zip(kept, at_outputs, strict=True):
             weight = projection_module(layer, projection).weight.detach()
             at_output = at_output.flatten(end_dim=-2)
             if weight.shape[0] > weight.shape[1]:

@@ -14,7 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 from ..configuration_lite_whisper import PROJECTIONS
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .allocation import Ranks
-from .calibration import Moments, projection_module
+from .calibration import Moments, projection_module, recorded
 from .compression import empty_lite_model, set_factors
 from .sensitivity import Sensitivities, layer_inputs
 from .spectrum import Factors, loss_metric, reduced_weight, regress
@@ -120,7 +120,7 @@ def _fit(
     joint: dict[str, Moments] = {}
     for pair in states:
         stream, drifted = pair[0].to(device), pair[1].to(device)
-        with _recorded(layer, PROJECTIONS) as ours, _recorded(twin, PROJECTIONS) as theirs:
+        with recorded(layer, PROJECTIONS) as ours, recorded(twin, PROJECTIONS) as theirs:
             half(layer, stream)
             half(twin, drifted)
         for name in ranks:
@@ -153,26 +153,6 @@ def _fit(
             ridge,
         )
     return fitted
-
-
-@contextmanager
-def _recorded(
-    layer: WhisperEncoderLayer, names: Sequence[str]
-) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Keeps the inputs and outputs of a layer's projections while the context lasts."""
-    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
-        return projection_module(layer, name).register_forward_hook(
-            lambda module, inputs, output: kept.__setitem__(name, (inputs[0], output))
-        )
-
-    hooks = [keep(name) for name in names]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
