@@ -1,10 +1,10 @@
 # `make demo` shows the whole program on the bundled miniature, `make test` checks it, `make bench` measures error rates and
-# speed in a few minutes; each makes .venv where it is missing.
+# speed in a few minutes, `make cards` renders model_cards/ anew; each makes .venv where it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
 
-.PHONY: demo test bench
+.PHONY: demo test bench cards
 
 .venv/installed: setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
@@ -39,3 +39,6 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/quality.py --calibration-seeds 1 --noise-seeds 1
 	$(BIN)/python benchmarks/encoder_speed.py --shapes turbo --sizes fast --repetitions 3 --end-to-end \
 		--contenders published ours openai-whisper faster-whisper onnxruntime ours-onnxruntime
+
+cards: .venv/installed
+	$(BIN)/python model_cards/render.py

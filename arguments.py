@@ -103,10 +103,20 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         help="transcribe these before and after; word error rate and encoder time go into the report",
     )
     parser.add_argument("--normalizer", choices=NORMALIZERS, default="basic", help="of the texts (default basic)")
+    parser.add_argument(
+        "--push-to-hub", metavar="ORG/NAME", help="upload the result there; see also lite-whisper publish"
+    )
+    add_hub_arguments(parser)
     arguments = parser.parse_args(argv)
     sources = [name for name in ("model", "merge", "upgrade") if getattr(arguments, name)]
     if len(sources) > 1:
         parser.error(f"--{sources[0]} and --{sources[1]} exclude each other")
+    if arguments.push_to_hub and (arguments.merge or arguments.sweep):
+        parser.error("--push-to-hub publishes a compressed model, not what --merge or --sweep write")
+    if not arguments.push_to_hub and (
+        arguments.private or arguments.revision or arguments.create_pr or arguments.dry_run
+    ):
+        parser.error("--private, --revision, --create-pr and --dry-run go with --push-to-hub")
     if arguments.base_model and not arguments.upgrade:
         parser.error("--base-model goes with --upgrade; the model to compress is --model")
     if not sources:
@@ -135,6 +145,14 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
     if arguments.output is None:
         parser.error("--output is needed: the folder to write")
     return arguments
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that publishes."""
+    parser.add_argument("--private", action="store_true", help="a repository that is created is seen by its owner only")
+    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch, created if needed (default main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--dry-run", action="store_true", help="upload nothing, list the files that would go up")
 
 
 def positive(text: str) -> int:

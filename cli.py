@@ -3,9 +3,17 @@
 import sys
 
 from lite_whisper import convert
-from lite_whisper.evaluation import command
+from lite_whisper.evaluation import command as evaluation
+from lite_whisper.publishing import command as publishing
+from lite_whisper.publishing import family
 
-COMMANDS = {"convert": convert.main, "evaluate": command.main, "score": command.main_score}
+COMMANDS = {
+    "convert": convert.main,
+    "family": family.main,
+    "evaluate": evaluation.main,
+    "score": evaluation.main_score,
+    "publish": publishing.main,
+}
 
 
 def main() -> int:

@@ -35,6 +35,7 @@ from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivitie
 from lite_whisper.lowrank.sequential import refit
 from lite_whisper.lowrank.storage import load_moments, save_moments
 from lite_whisper.model_folder import (
+    base_card,
     encoder_parameters,
     fingerprint,
     load_base_model,
@@ -45,6 +46,8 @@ from lite_whisper.model_folder import (
 )
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.published import PUBLISHED
+from lite_whisper.publishing.command import destination, publish_folder
+from lite_whisper.publishing.hub import check_destination
 from lite_whisper.saving import check_output_folder, check_same, temporary_name, unfinished
 
 logger = logging.getLogger(__name__)
@@ -257,9 +260,14 @@ def convert(arguments: argparse.Namespace) -> None:
         origin = account["calibration"]
         report = {
             "base_model": public_name(arguments.model),
+            "base_card": base_card(base_folder),
             **account,
             "calibration": {**origin, "datasets": [public_name(source) for source in origin["datasets"]]},
             "low_rank_config": lite.config.low_rank_config,
+            "evaluation": {
+                "datasets": [public_name(source) for source in arguments.evaluate or []],
+                "normalizer": arguments.normalizer,
+            },
             "before": before,
             "after": after,
             "versions": {
@@ -324,6 +332,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_output_folder(arguments.output, arguments.overwrite, "sweep.csv" if arguments.sweep else "config.json")
     if arguments.output.resolve() == Path(source).resolve():
         raise InputError(f"--output is {source} itself; choose another folder")
+    if arguments.push_to_hub and not arguments.dry_run:
+        check_destination(destination(arguments, arguments.push_to_hub))
     if arguments.model:
         sweep(arguments) if arguments.sweep else convert(arguments)
     else:
@@ -332,6 +342,8 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             upgrade(arguments.upgrade, arguments.base_model, arguments.output)
         print(f"written to {arguments.output}")
+    if arguments.push_to_hub:
+        publish_folder(arguments, arguments.output, arguments.push_to_hub)
 
 
 def main(argv: Sequence[str] | None = None, program: str = "convert.py") -> int:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from .errors import InputError
 from .evaluation.plots import plot_ranks
 from .modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from .publishing.card import CARD, COMPRESSION, write_card
 from .saving import temporary_name
 
 # Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
@@ -71,7 +72,7 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     if not folder.is_dir():
         if name.startswith((".", "/", "~")):
             raise InputError(f"there is no folder {name}; check the path")
-        files = [*PROCESSOR_FILES, "config.json", "generation_config.json", "compression.json"]
+        files = [*PROCESSOR_FILES, "config.json", "generation_config.json", COMPRESSION, CARD]
         try:
             folder = Path(snapshot_download(name, allow_patterns=files))
         except (HFValidationError, OSError) as error:
@@ -173,11 +174,18 @@ def base_model_of(name: str) -> str:
     folder, config = model_files(name)
     if config.get("model_type") != "lite-whisper":
         return name
-    report = folder / "compression.json"
+    report = folder / COMPRESSION
     if report.exists():
         return json.loads(report.read_text())["base_model"]
     published = PUBLISHED_NAME.fullmatch(Path(name).name)
     return f"openai/whisper-{published[1]}" if published else name
+
+
+def base_card(files: Path) -> dict[str, Any]:
+    """What the card of a base model, in the folder of its files, says of its licence and languages."""
+    card = files / CARD
+    metadata = (metadata_load(card) if card.exists() else None) or {}
+    return {name: metadata[name] for name in ("license", "language") if name in metadata}
 
 
 def merge(name: str, output: Path) -> None:
@@ -222,7 +230,13 @@ def upgrade(name: str, base_name: str | None, output: Path) -> None:
                 f"{name} was not made from {base_name}: {size} is {getattr(model.config, size)} in the one and "
                 f"{base_config.get(size)} in the other; name its base with --base-model"
             )
-    save_model_folder(model, files, output)
+    report = {
+        "base_model": public_name(base_name),
+        "base_card": base_card(files),
+        "upgraded_from": public_name(name),
+        "low_rank_config": model.config.low_rank_config,
+    }
+    save_model_folder(model, files, output, report)
 
 
 def save_model_folder(
@@ -235,7 +249,7 @@ def save_model_folder(
         model (`WhisperForConditionalGeneration`): a LiteWhisper, with its Python files and `ranks.png`, or a stock one.
         files (`Path`): a folder whose processor and generation files are copied as they are.
         path (`Path`): the folder to write; an existing one is replaced.
-        report (`dict`, *optional*): what was done, for `compression.json`.
+        report (`dict`, *optional*): what was done, for `compression.json` and the model card.
     """
     with temporary_name(path) as temporary:
         model.save_pretrained(temporary)
@@ -245,6 +259,7 @@ def save_model_folder(
             if (files / name).exists():
                 shutil.copyfile(files / name, temporary / name)
         if report is not None:
-            (temporary / "compression.json").write_text(json.dumps(report, indent=2) + "\n")
+            (temporary / COMPRESSION).write_text(json.dumps(report, indent=2) + "\n")
+            write_card(temporary, path.name)
         if ranks := getattr(model.config, "low_rank_config", None):
             plot_ranks(ranks, model.config, temporary / "ranks.png")

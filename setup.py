@@ -8,13 +8,21 @@ setup(
     python_requires=">=3.11",
     # The root is the package: its configuration and modeling files also travel alone, into every published model.
     package_dir={"lite_whisper": "."},
-    packages=["lite_whisper", "lite_whisper.evaluation", "lite_whisper.lowrank", "lite_whisper.training"],
+    packages=[
+        "lite_whisper",
+        "lite_whisper.evaluation",
+        "lite_whisper.lowrank",
+        "lite_whisper.publishing",
+        "lite_whisper.training",
+    ],
+    package_data={"lite_whisper.publishing": ["card_template.md"]},
     entry_points={"console_scripts": ["lite-whisper=lite_whisper.cli:main"]},
     install_requires=[
         "accelerate",
         "datasets",
         "evaluate",
         "huggingface_hub>=1.0",
+        "jinja2",
         "jiwer>=4.0",
         "matplotlib",
         "numpy",
@@ -26,5 +34,5 @@ setup(
         "tqdm",
         "transformers>=5.0",
     ],
-    extras_require={"test": ["mypy", "peft>=0.18", "pytest", "ruff", "torchao"]},
+    extras_require={"test": ["jsonschema", "mypy", "peft>=0.18", "pytest", "ruff", "torchao"]},
 )

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,6 +124,38 @@ def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
         temporary.write_text(json.dumps([asdict(e.result) for e in evaluations], indent=2) + "\n")
 
 
+def figures(result: Result) -> list[tuple[str, str, float]]:
+    """The error rates of a result, as `eval_results` takes them."""
+    return [(result.dataset, "wer", result.wer), (result.dataset, "cer", result.cer)]
+
+
+def eval_results(figures: Iterable[tuple[str, str, float]]) -> list[EvalResult]:
+    """
+    Error rates as the metadata of a model card has them.
+
+    Args:
+        figures (`Iterable[tuple]`): of each the dataset (name, or name:config:split), wer or cer, and the per cent.
+    """
+    names = {"wer": "Word error rate (%)", "cer": "Character error rate (%)"}
+    found = []
+    for source, metric, value in figures:
+        dataset, config, split = [*source.split(":"), None, None][:3]
+        assert dataset is not None
+        result = EvalResult(
+            task_type="automatic-speech-recognition",
+            task_name="Automatic Speech Recognition",
+            dataset_type=dataset,
+            dataset_name=source,
+            dataset_config=config,  # results of the same type, configuration and split become one entry of a card
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=names[metric],
+            metric_value=round(value, 3),
+        )
+        found.append(result)
+    return found
+
+
 def write_summary(evaluations: Sequence[Evaluation], folder: Path) -> None:
     """Writes `summary.csv`, the `model-index` metadata of each model, and the plots, beside the manifests."""
     with temporary_name(folder / "summary.csv") as temporary, temporary.open("w", newline="") as file:
@@ -131,20 +163,7 @@ def write_summary(evaluations: Sequence[Evaluation], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(asdict(e.result) for e in evaluations)
     for model in dict.fromkeys(e.result.model for e in evaluations):
-        results = [
-            EvalResult(
-                task_type="automatic-speech-recognition",
-                task_name="Automatic Speech Recognition",
-                dataset_type=e.result.dataset.split(":")[0],
-                dataset_name=e.result.dataset,
-                metric_type=metric,
-                metric_name=name,
-                metric_value=round(getattr(e.result, metric), 3),
-            )
-            for e in evaluations
-            if e.result.model == model
-            for metric, name in (("wer", "Word error rate (%)"), ("cer", "Character error rate (%)"))
-        ]
+        results = eval_results(figure for e in evaluations if e.result.model == model for figure in figures(e.result))
         index = {"model-index": eval_results_to_model_index(model, results)}
         with temporary_name(folder / f"{model.replace('/', '-')}.model-index.yml") as temporary:
             temporary.write_text(yaml.safe_dump(index, sort_keys=False))

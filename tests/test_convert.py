@@ -50,6 +50,7 @@ COPIED = {
     "vocab.json",
 }
 WRITTEN = {
+    "README.md",
     "compression.json",
     "config.json",
     "configuration_lite_whisper.py",

@@ -131,7 +131,7 @@ def test_downloads(tmp_path):
     wanted = {path.name for path in MODEL.iterdir() if path.suffix in (".json", ".safetensors")}
     assert {path.name for path in folder.iterdir()} == wanted
     assert all((folder / name).read_bytes() == (MODEL / name).read_bytes() for name in wanted)
-    assert folder.name == result["sha"] == hub.repositories["models", "org/model"].sha
+    assert folder.name == result["sha"] == hub.repositories["models", "org/model"].main.sha
     assert Path(result["again"]) == folder / "config.json"
     assert set(result["files"]) == {path.name for path in MODEL.iterdir()}
     assert result["info"] == [(MODEL / "config.json").stat().st_size]
@@ -210,7 +210,7 @@ def test_ranges_and_unknown_routes(tmp_path):
         assert get(file, Range="bytes=7-") == (206, b"789", "bytes 7-9/10")
         assert get(file, Range="bytes=-2") == (206, b"89", "bytes 8-9/10")
         assert get(file, Range="bytes=10-") == (416, b"", "bytes */10")
-        assert get("/api/whoami-v2")[0] == 404
-    assert hub.requests[-1] == ("GET", "/api/whoami-v2", 404)
+        assert get("/api/unknown")[0] == 404
+    assert hub.requests[-1] == ("GET", "/api/unknown", 404)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(hub.endpoint + file)

@@ -185,7 +185,7 @@ def test_by_hub_id_alone(complete_folder: Path, lite, processor, tmp_path: Path)
     """The pipeline by name, pinned too, in a process that knows the package not; what it saves is self-contained."""
     file = MINIATURE.parent / "digits/test/test_001.flac"
     with HubStandIn({"org/lite": complete_folder}) as hub:
-        revision = hub.repositories["models", "org/lite"].sha
+        revision = hub.repositories["models", "org/lite"].main.sha
         result = subprocess.run(
             [sys.executable, "-c", BY_NAME, "org/lite", revision, str(file)],
             env=os.environ | hub.environment(tmp_path / "cache"),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_stand_in import HubStandIn
+from hub_stand_in import TOKEN, HubStandIn
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,19 +105,25 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
             "efficient-speech/lite-whisper-small-acc": published_checkpoint(tmp_path / "published"),
         },
         {"openslr/librispeech_asr": librispeech(tmp_path / "librispeech")},
+        {TOKEN: "write"},
     ) as hub:
         script = "set -e\n" + "\n".join(commands)
         result = subprocess.run(
             ["bash", "-c", script],
             cwd=workplace,
-            env=os.environ | hub.environment(tmp_path / "cache"),
+            env=os.environ | hub.environment(tmp_path / "cache", TOKEN),
             capture_output=True,
             text=True,
         )
     assert result.returncode == 0, result.stderr
     outputs = [*re.findall(r"--output (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 9
+    assert len(outputs) == len(set(outputs)) == 10
     outputs.remove("curve")
+    outputs.remove("family")
+    family = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}
+    assert {path.name for path in (workplace / "family").iterdir()} == family
+    published = {name for _, name in hub.repositories if name.startswith("org/")}
+    assert published == {"org/lite-whisper-digits", *(f"org/{name}" for name in family)}
     assert {path.name for path in (workplace / "curve").iterdir()} == {"sweep.csv", "pareto.png"}
     for output in outputs:
         assert (workplace / output / "model.safetensors").exists()

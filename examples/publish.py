@@ -1,0 +1,16 @@
+"""Publish a model folder and load it back by its name: python examples/publish.py FOLDER ORG/NAME FILE"""
+
+import sys
+from pathlib import Path
+
+import soundfile
+from transformers import pipeline
+
+from lite_whisper.publishing.hub import Destination, prepare, publish
+
+folder, name, file = sys.argv[1:]
+commit = publish(Path(folder), Destination(name), prepare(Path(folder), name))
+
+audio, rate = soundfile.read(file)  # 16 kHz, mono
+recognizer = pipeline("automatic-speech-recognition", model=name, revision=commit.oid, trust_remote_code=True)
+print(recognizer(audio, return_timestamps=True, generate_kwargs={"num_beams": 1})["text"])

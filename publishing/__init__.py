@@ -1,0 +1,1 @@
+"""Model cards rendered from data, and repositories on the Hub."""

@@ -1,0 +1,183 @@
+"""From `compression.json` and evaluation manifests to a model card; what was not measured does not appear."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..errors import InputError
+from ..evaluation.report import Result, differences, eval_results, figures, score
+from ..saving import temporary_name
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
+TAGS = ["lite-whisper", "whisper", "low-rank", "audio", "speech"]
+COMPRESSION, EVALUATION, CARD = "compression.json", "evaluation.json", "README.md"
+
+Data = dict[str, Any]
+"""What a JSON file holds."""
+
+
+def write_card(folder: Path, name: str) -> None:
+    """Renders the card of a model folder from the data in it; `name` is a Hub id, or how to call the folder."""
+    with temporary_name(folder / CARD) as temporary:
+        render_card(name, *card_data(folder)).save(temporary)
+
+
+def is_rendered(folder: Path) -> bool:
+    """Whether the card of a model folder is as `write_card` wrote it, so that nothing is lost by rendering it again."""
+    text = (folder / CARD).read_text(encoding="utf-8")
+    title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), "")
+    return text.strip() == str(render_card(title, *card_data(folder))).strip()
+
+
+def card_data(folder: Path) -> tuple[Data, Data | None]:
+    """
+    What `compression.json` and, where there is one, `evaluation.json` say.
+
+    Raises:
+        InputError: the former is missing, or one is no JSON.
+    """
+    found: list[Data | None] = []
+    for name in (COMPRESSION, EVALUATION):
+        path = folder / name
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+        except ValueError as error:
+            raise InputError(f"{path} cannot be read ({error}); convert or evaluate again") from error
+    compression, evaluation = found
+    if compression is None:
+        raise InputError(
+            f"{folder} has no {COMPRESSION}, from which its card is rendered; write a README.md there yourself"
+        )
+    return compression, evaluation
+
+
+def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: str) -> None:
+    """
+    Writes the figures of manifests into a model folder, for its card; references and transcripts stay behind.
+
+    Args:
+        folder (`Path`): the model folder.
+        manifests (`Sequence[Path]`): of the model itself and of those to compare it with; differences are to the first.
+        encoder_weights (`str`): the model's `fingerprint`, by which its own manifests are known.
+
+    Raises:
+        InputError: none is of this model.
+    """
+    evaluations = score(manifests)
+    own = {e.result.model for e in evaluations if e.settings["encoder_weights"] == encoder_weights}
+    if len(own) != 1:
+        raise InputError(
+            f"{len(own) or 'none'} of the models in the manifests is the one in {folder}, which is known by its "
+            "weights; evaluate that folder and give the manifests that this leaves"
+        )
+    data = {
+        "model": own.pop(),
+        "encoder_parameters": {e.result.model: e.settings["encoder_parameters"] for e in evaluations},
+        "normalizer": _one([e.settings["normalizer"] for e in evaluations], "normalizer"),
+        "results": [asdict(e.result) for e in evaluations],
+        "differences": [
+            {"model": result.model, "base": base.model, "dataset": result.dataset, **difference._asdict()}
+            for result, base, difference in differences(evaluations)
+        ],
+    }
+    with temporary_name(folder / EVALUATION) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def _one(values: Sequence[str], what: str) -> str:
+    if len(set(values)) > 1:
+        raise InputError(f"the manifests were made with several {what}s ({', '.join(sorted(set(values)))}); give one's")
+    return values[0]
+
+
+def render_card(name: str, compression: Data, evaluation: Data | None = None) -> ModelCard:
+    """
+    Renders a model card.
+
+    Args:
+        name (`str`): the Hub id under which the model is loaded, or its folder.
+        compression (`dict`): the contents of `compression.json`; of a model that is still to be made its base model,
+            recipe and calibration.
+        evaluation (`dict`, *optional*): the contents of `evaluation.json`.
+    """
+    base, base_card = compression["base_model"], compression.get("base_card", {})
+    sources = compression.get("calibration", {}).get("datasets", [])
+    results = [Result(**result) for result in evaluation["results"]] if evaluation else []
+    own = [r for r in results if evaluation and r.model == evaluation["model"]]
+    measured = eval_results(figure for r in own for figure in figures(r)) or _conversion_result(compression)
+    metadata = ModelCardData(
+        base_model=base if _is_hub_id(base) else None,
+        base_model_relation="quantized" if _is_hub_id(base) else None,  # the Hub's word for smaller, not trained
+        library_name="transformers",
+        pipeline_tag="automatic-speech-recognition",
+        license=base_card.get("license"),
+        language=base_card.get("language"),
+        datasets=list(dict.fromkeys(each.split(":")[0] for each in sources if _is_hub_id(each))) or None,
+        metrics=["wer"] if measured else None,
+        tags=TAGS,
+        model_name=name.split("/")[-1] if measured else None,
+        eval_results=measured or None,
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        name=name,
+        compression=compression,
+        command=recipe_command(name, compression),
+        evaluation=evaluation,
+        table=_table(name, evaluation, results),
+    )
+
+
+def _is_hub_id(source: str) -> bool:
+    return "/" in source
+
+
+def _conversion_result(compression: Data) -> list[EvalResult]:
+    """What the conversion itself measured, where that was on one dataset."""
+    measured = compression.get("evaluation", {}).get("datasets", [])
+    if len(measured) != 1:
+        return []
+    return eval_results([(measured[0], "wer", compression["after"]["word_error_rate"])])
+
+
+def recipe_command(name: str, compression: Data) -> str | None:
+    """The command that repeats a compression, where all that decides it is known."""
+    recipe, calibration = compression.get("recipe"), compression.get("calibration")
+    if not recipe or not calibration:
+        return None
+    size = ["--encoder-params", str(recipe.get("encoder_parameters"))]
+    if recipe["name"] == "liteasr":
+        size = ["--recipe", "liteasr", "--thresholds", ":".join(map(str, recipe["thresholds"]))]
+    options = {
+        "--rank-multiple": recipe["rank_multiple"],
+        "--num-samples": calibration["num_samples"],
+        "--noise": ":".join(f"{level:g}" for level in calibration["noise"]) or "none",
+        "--seed": calibration["seed"],
+        "--dtype": calibration["dtype"],
+        "--output": name.split("/")[-1],
+    }
+    words = ["lite-whisper", "convert", "--model", compression["base_model"], *size, "--dataset"]
+    words += [*calibration["datasets"], *(str(word) for pair in options.items() for word in pair)]
+    return " ".join(map(shlex.quote, words))
+
+
+def _table(name: str, evaluation: Data | None, results: Sequence[Result]) -> list[list[str]]:
+    """Word error rates, a row for each set and a column for each model, headings included."""
+    if evaluation is None:
+        return []
+    models, sets = (list(dict.fromkeys(getattr(r, field) for r in results)) for field in ("model", "dataset"))
+    rates = {(r.dataset, r.model): r.wer for r in results}
+    titles = [name if model == evaluation["model"] else model for model in models]
+    sizes = [f"{evaluation['encoder_parameters'][model] / 1e6:.2f} M" for model in models]
+    rows = [["set", *titles], ["encoder parameters", *sizes]]
+    rows += [[each, *(f"{rates[each, m]:.2f}" if (each, m) in rates else "" for m in models)] for each in sets]
+    if len(sets) > 1 and len(rates) == len(models) * len(sets):
+        rows.append(["mean", *(f"{np.mean([rates[each, m] for each in sets]):.2f}" for m in models)])
+    return rows

@@ -1,0 +1,54 @@
+"""The command `lite-whisper publish`."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import add_hub_arguments
+from ..errors import exit_code
+from .card import CARD, EVALUATION
+from .hub import Destination, files_to_upload, prepare, publish
+
+
+def destination(arguments: argparse.Namespace, repo_id: str) -> Destination:
+    """Where the options of `add_hub_arguments` say that a model goes."""
+    return Destination(repo_id, arguments.private, arguments.revision, arguments.create_pr)
+
+
+def publish_folder(arguments: argparse.Namespace, folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -> None:
+    """Publishes a model folder as the options of `add_hub_arguments` say, or lists its files."""
+    if arguments.dry_run:
+        files = {*files_to_upload(folder), Path(CARD), *([Path(EVALUATION)] if manifests else [])}
+        for file in sorted(files):
+            size = f"{(folder / file).stat().st_size / 1e6:12.3f} MB" if (folder / file).exists() else f"{'new':>15}"
+            print(f"{size}  {file}")
+        print(f"would be uploaded to {repo_id}; nothing was")
+        return
+    commit = publish(folder, destination(arguments, repo_id), prepare(folder, repo_id, manifests))
+    print(f"published as {commit.pr_url or commit.commit_url}")
+
+
+def main(argv: Sequence[str] | None = None, program: str = "lite-whisper publish") -> int:
+    """Runs `lite-whisper publish`; returns the exit code."""
+    logging.basicConfig(format="%(message)s")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Upload a model folder to the Hub, in one commit, with a card rendered from the data in it. "
+        "Log in first with hf auth login.",
+    )
+    parser.add_argument(
+        "folder", type=Path, help="that convert.py has written, or save_pretrained of model and processor"
+    )
+    parser.add_argument("repo_id", help="org/name; created if needed")
+    parser.add_argument(
+        "--manifests",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="that lite-whisper evaluate has written, of this model and of those to compare it with: their figures go "
+        "into the card",
+    )
+    add_hub_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: publish_folder(arguments, arguments.folder, arguments.repo_id, arguments.manifests))

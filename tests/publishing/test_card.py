@@ -1,0 +1,190 @@
+"""Model cards: their metadata, that figures are those of the data, and that nothing else appears."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from lite_whisper.arguments import parse_arguments
+from lite_whisper.evaluation.report import score
+from lite_whisper.published import PUBLISHED
+from lite_whisper.publishing.card import card_data, is_rendered, recipe_command, render_card, write_evaluation
+from lite_whisper.publishing.command import main
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((Path(__file__).parent / "card_metadata.schema.json").read_text())
+CARDS = sorted((ROOT / "model_cards").glob("*/README.md"))
+
+
+def metadata(card: Path) -> dict:
+    return yaml.safe_load(card.read_text().split("---\n")[1])
+
+
+def check_metadata(card: Path) -> dict:
+    """What stands above a card, which must fit the schema and survive a round trip through `ModelCardData`."""
+    found = metadata(card)
+    jsonschema.validate(found, SCHEMA)
+    assert yaml.safe_load(ModelCardData(**found).to_yaml()) == found
+    assert ModelCard.load(card).data.to_dict() == found
+    return found
+
+
+def test_the_card_of_a_conversion(original: Path, digits: Path) -> None:
+    found = check_metadata(original / "README.md")
+    assert found["license"] == "cc-by-sa-4.0" and found["language"] == ["en", "de"]
+    assert found["pipeline_tag"] == "automatic-speech-recognition" and "lite-whisper" in found["tags"]
+    assert "base_model" not in found and "datasets" not in found  # neither is on the Hub
+    said = json.loads((original / "compression.json").read_text())
+    [result] = ModelCard.load(original / "README.md").data.eval_results
+    assert (result.dataset_type, result.metric_value) == ("digits", round(said["after"]["word_error_rate"], 3))
+    text = (original / "README.md").read_text()
+    row = re.search(r"word error rate on digits .*\| ([\d.]+) % \| ([\d.]+) % \|", text)
+    assert row
+    expected = [f"{said[model]['word_error_rate']:.2f}" for model in ("before", "after")]
+    assert list(row.groups()) == expected
+    sizes = [f"{said[model]['encoder_parameters'] / 1e6:.2f} M" for model in ("before", "after")]
+    assert f"| encoder parameters | {sizes[0]} | {sizes[1]} |" in text
+    assert "![rank of every encoder projection](ranks.png)" in text
+    assert "kamahori2025liteasr" in text and "radford2023whisper" in text
+    assert is_rendered(original)
+
+
+def test_the_figures_of_the_card_are_those_of_the_manifests(lite: Path, manifests: list[Path], monkeypatch) -> None:
+    """Of this model as metadata, of all as a table, with the sets kept apart."""
+    monkeypatch.setattr("lite_whisper.publishing.command.publish", lambda folder, *_: Published)
+    assert main([str(lite), "org/name", "--manifests", *map(str, manifests)]) == 0
+    found = check_metadata(lite / "README.md")
+    evaluations = score(manifests)
+    expected = [
+        ([*e.result.dataset.split(":"), None, None][:3], metric, round(getattr(e.result, metric), 3))
+        for e in evaluations
+        if e.result.model == "lite-digits"
+        for metric in ("wer", "cer")
+    ]
+    results = ModelCard.load(lite / "README.md").data.eval_results
+    assert [
+        ([r.dataset_type, r.dataset_config, r.dataset_split], r.metric_type, r.metric_value) for r in results
+    ] == expected
+    assert len(found["model-index"][0]["results"]) == 2
+    assert found["model-index"][0]["name"] == "name"
+    text = (lite / "README.md").read_text()
+    assert "| set | whisper-digits | org/name |" in text
+    for e in evaluations[:2]:
+        of_set = [f"{other.result.wer:.2f}" for other in evaluations if other.result.dataset == e.result.dataset]
+        assert f"| {e.result.dataset} | {' | '.join(of_set)} |" in text
+    assert (
+        len(re.findall(r"^- org/name against whisper-digits on .*: [+-][\d.]+ \([+-].* to [+-].*\)$", text, re.M)) == 2
+    )
+    assert "basic normalizer" in text
+    written = (lite / "evaluation.json").read_text()
+    assert not any(u.reference in written or u.prediction in written for e in evaluations for u in e.utterances)
+
+
+class Published:
+    """What the Hub would say."""
+
+    pr_url = None
+    commit_url = "there"
+
+
+def test_manifests_of_other_weights_are_refused(lite: Path, manifests: list[Path], capsys) -> None:
+    before = (lite / "README.md").read_text()
+    assert (
+        main([str(lite), "org/name", "--manifests", *(str(path) for path in manifests if "lite" not in path.name)]) == 1
+    )
+    assert "known by its weights" in capsys.readouterr().err
+    assert (lite / "README.md").read_text() == before and not (lite / "evaluation.json").exists()
+
+
+def test_a_card_that_was_edited_is_kept(lite: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("lite_whisper.publishing.command.publish", lambda folder, *_: Published)
+    assert main([str(lite), "org/name"]) == 0
+    assert "# org/name" in (lite / "README.md").read_text()
+    edited = (lite / "README.md").read_text() + "\nMy own words.\n"
+    (lite / "README.md").write_text(edited)
+    assert main([str(lite), "org/other"]) == 0
+    assert (lite / "README.md").read_text() == edited
+    assert "is kept" in caplog.text
+    (lite / "README.md").unlink()
+    assert main([str(lite), "org/other"]) == 0
+    assert "# org/other" in (lite / "README.md").read_text()
+
+
+def test_what_was_not_measured_does_not_appear() -> None:
+    compression = {"base_model": "openai/whisper-small", "low_rank_config": [{}], "upgraded_from": "org/other"}
+    card = render_card("org/name", compression)
+    assert card.data.base_model == "openai/whisper-small" and card.data.eval_results is None
+    body = card.content.split("---\n", 2)[2]
+    for absent in ("error rate", "million", "## Results", "```sh", "None", "Undefined", "%", "2026"):
+        assert absent not in body, absent
+
+
+def test_the_programs_on_the_card_run(lite: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copy(sorted(digits.glob("*.flac"))[0], tmp_path / "audio.flac")
+    programs = re.findall(r"```python\n(.*?)```", (lite / "README.md").read_text(), flags=re.DOTALL)
+    assert len(programs) == 2
+    for program in programs:
+        command = [sys.executable, "-c", program]
+        result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+        assert result.returncode == 0, result.stderr.decode()
+        assert result.stdout
+
+
+def test_the_command_on_the_card_repeats_the_compression(original: Path) -> None:
+    said, _ = card_data(original)
+    command = recipe_command(original.name, said)
+    assert command and command in (original / "README.md").read_text()
+    arguments = parse_arguments(shlex.split(command)[2:])
+    assert arguments.recipe == "liteasr" and list(arguments.thresholds) == said["recipe"]["thresholds"]
+    assert {name: getattr(arguments, name) for name in ("num_samples", "seed", "dtype", "rank_multiple")} == {
+        "num_samples": said["calibration"]["num_samples"],
+        "seed": said["calibration"]["seed"],
+        "dtype": said["calibration"]["dtype"],
+        "rank_multiple": said["recipe"]["rank_multiple"],
+    }
+    assert list(arguments.noise) == said["calibration"]["noise"]
+
+
+def test_manifests_with_several_normalizers(lite: Path, manifests: list[Path], tmp_path: Path) -> None:
+    for path in manifests:
+        for file in path.parent.glob(f"{path.stem}*"):
+            shutil.copy(file, tmp_path)
+    copies = [tmp_path / path.name for path in manifests]
+    settings = copies[0].with_suffix(".settings.json")
+    said = json.loads(settings.read_text())
+    settings.write_text(json.dumps(said | {"normalizer": "english"}))
+    with pytest.raises(ValueError, match="several normalizers"):
+        write_evaluation(
+            lite, copies, json.loads(copies[-1].with_suffix(".settings.json").read_text())["encoder_weights"]
+        )
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_the_family_is_as_its_data_say(card: Path) -> None:
+    """Cards are those of their data; what is planned is the published size, by a command that exists."""
+    data, evaluation = card_data(card.parent)
+    assert is_rendered(card.parent), "make cards"
+    check_metadata(card)
+    base = data["base_model"].removeprefix("openai/")
+    command = recipe_command(card.parent.name, data)
+    assert command and command in card.read_text()
+    arguments = parse_arguments(shlex.split(command)[2:])
+    assert arguments.model == data["base_model"] and arguments.output == Path(card.parent.name)
+    preset = {"acc": "acc", "fast": "fast"}.get(card.parent.name.rpartition("-")[2], "plain")
+    assert arguments.encoder_params == pytest.approx(1e6 * PUBLISHED[base][preset][0], rel=0.1)
+    if "after" not in data:
+        assert evaluation is None and "has not been made yet" in card.read_text()
+
+
+def test_the_family_is_complete() -> None:
+    names = {f"lite-{base}{end}" for base in PUBLISHED for end in ("-acc", "", "-fast")}
+    assert {card.parent.name for card in CARDS} == names and len(names) == 18

@@ -1,0 +1,49 @@
+"""`lite-whisper family`: three checkpoints of one base model from one calibration."""
+
+from pathlib import Path
+
+import pytest
+from hub_stand_in import HubStandIn
+from safetensors.torch import load_file
+
+from lite_whisper import convert
+from lite_whisper.lowrank.calibration import collect_moments
+from lite_whisper.publishing import family
+from lite_whisper.publishing.card import card_data
+
+OPTIONS = ["--num-samples", "4", "--rank-multiple", "4"]
+NAMES = ["lite-whisper-digits-acc", "lite-whisper-digits", "lite-whisper-digits-fast"]
+
+
+def test_three_checkpoints_from_one_calibration(
+    base: Path, digits: Path, hub: HubStandIn, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """They are those that three conversions give, are published, and are not made twice."""
+    calibrations = []
+
+    def counted(*arguments):
+        calibrations.append(arguments)
+        return collect_moments(*arguments)
+
+    monkeypatch.setattr(convert, "collect_moments", counted)
+    command = ["--base", str(base), "--output", str(tmp_path / "family"), "--dataset", str(digits), *OPTIONS]
+    assert family.main(command) == 0
+    assert len(calibrations) == 1
+    assert sorted(path.name for path in (tmp_path / "family").iterdir()) == sorted(NAMES)
+    sizes = [card_data(tmp_path / "family" / name)[0]["after"]["encoder_parameters"] for name in NAMES]
+    budgets = [card_data(tmp_path / "family" / name)[0]["recipe"]["encoder_parameters"] for name in NAMES]
+    assert sizes == sorted(sizes, reverse=True) and sizes == pytest.approx(budgets, rel=0.02)
+    alone = ["--model", str(base), "--preset", "fast", "--dataset", str(digits), *OPTIONS]
+    assert convert.main([*alone, "--output", str(tmp_path / "alone")]) == 0
+    ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "family" / NAMES[2], tmp_path / "alone")
+    )
+    assert all((ours[name] == theirs[name]).all() for name in ours) and ours.keys() == theirs.keys()
+
+    calibrations.clear()
+    assert family.main([*command, "--push-to-hub", "org"]) == 0
+    assert not calibrations
+    assert {name for _, name in hub.repositories} == {f"org/{name}" for name in NAMES}
+    assert "exists and is kept" in capsys.readouterr().out
+    assert family.main([*command, "--seed", "1"]) == 1
+    assert "seed 0 there, 1 here" in capsys.readouterr().err
