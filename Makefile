@@ -37,7 +37,7 @@ test: .venv/installed .venv-4.57/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/quality.py --calibration-seeds 1 --noise-seeds 1
-	$(BIN)/python benchmarks/encoder_speed.py --shapes turbo --sizes fast --repetitions 3 --end-to-end \
+	$(BIN)/python benchmarks/encoder_speed.py --shapes small --sizes fast --end-to-end small \
 		--contenders published ours openai-whisper faster-whisper onnxruntime ours-onnxruntime
 
 cards: .venv/installed
