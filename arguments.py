@@ -104,6 +104,12 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
     )
     parser.add_argument("--normalizer", choices=NORMALIZERS, default="basic", help="of the texts (default basic)")
     parser.add_argument(
+        "--recover",
+        type=float,
+        metavar="MINUTES",
+        help="then train the factors for so long to agree with the base model; see also lite-whisper recover",
+    )
+    parser.add_argument(
         "--push-to-hub", metavar="ORG/NAME", help="upload the result there; see also lite-whisper publish"
     )
     add_hub_arguments(parser)
@@ -117,6 +123,8 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         arguments.private or arguments.revision or arguments.create_pr or arguments.dry_run
     ):
         parser.error("--private, --revision, --create-pr and --dry-run go with --push-to-hub")
+    if arguments.recover and (not arguments.model or arguments.sweep or arguments.dataset is None):
+        parser.error("--recover trains the result of a conversion on --dataset; name both and no --sweep")
     if arguments.base_model and not arguments.upgrade:
         parser.error("--base-model goes with --upgrade; the model to compress is --model")
     if not sources:

@@ -49,6 +49,7 @@ from lite_whisper.published import PUBLISHED
 from lite_whisper.publishing.command import destination, publish_folder
 from lite_whisper.publishing.hub import check_destination
 from lite_whisper.saving import check_output_folder, check_same, temporary_name, unfinished
+from lite_whisper.training.recovery import Recovery, recover
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +255,17 @@ def convert(arguments: argparse.Namespace) -> None:
             lite, account = compress_liteasr(arguments, model, calibration)
         else:
             lite, account = compress_loss_aware(arguments, model, calibration, work)
+        if arguments.recover:
+            account["recovery"] = recover(
+                lite.float(),
+                model.float(),
+                processor.feature_extractor,
+                AudioDataset(arguments.dataset, seed=arguments.seed),
+                arguments.num_samples,
+                work / "recovery",
+                Recovery(minutes=arguments.recover, seed=arguments.seed),
+                {"recipe": account["recipe"], "calibration": account["calibration"]},
+            )
         before = measure(model, processor, clips, arguments, stored_dtype)
         after = measure(lite, processor, clips, arguments, stored_dtype)
         lite.to(dtype=stored_dtype)  # type: ignore[call-arg]

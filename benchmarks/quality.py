@@ -1,16 +1,18 @@
 """
 What the recipes cost in word error rate at equal encoder size, on the miniature in noise.
 
-    python benchmarks/quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--csv FILE]
+    python benchmarks/quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--recover 10] [--csv FILE]
 
 Sizes are those that the published thresholds reach. Every contender gets the same calibration audio (with noise between
 0 and 40 dB, or --calibration-noise none) and the same test strings with white noise at 8 dB; "added" is the word error
 rate above that of the uncompressed model, with the 95 % interval of a paired bootstrap over strings. The ingredients of
-the loss-aware recipe are taken apart for the first calibration seed.
+the loss-aware recipe are taken apart for the first calibration seed, or, with --recover, its result is trained for so
+many minutes on the calibration audio (lite-whisper recover).
 """
 
 import argparse
 import csv
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +40,10 @@ from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
 from lite_whisper.lowrank.calibration import with_noise
 from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Spectrum
+from lite_whisper.training.recovery import Recovery, recover
 
 ROOT = Path(__file__).parents[1]
-THRESHOLDS = ((0.99, 0.999), (0.97, 0.99), (0.9, 0.95))
+THRESHOLDS = ("0.99:0.999", "0.97:0.99", "0.9:0.95")
 MULTIPLE = 4
 WINDOWS = 80
 DECIBELS = 8.0
@@ -90,6 +93,8 @@ def main() -> None:
     parser.add_argument("--calibration-seeds", type=int, default=3)
     parser.add_argument("--noise-seeds", type=int, default=5)
     parser.add_argument("--calibration-noise", type=noise_range, default=NOISE, metavar="LOW:HIGH")
+    parser.add_argument("--recover", type=float, metavar="MINUTES", help="measure this instead of the ingredients")
+    parser.add_argument("--thresholds", nargs="+", default=THRESHOLDS, help="whose sizes to measure at")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
 
@@ -108,12 +113,12 @@ def main() -> None:
 
     rows = []
 
-    def report(seed: int, thresholds: tuple[float, float], recipe: str, lite: WhisperForConditionalGeneration) -> None:
+    def report(seed: int, thresholds: str, recipe: str, lite: WhisperForConditionalGeneration) -> None:
         errors = test.errors(lite)
         points, low, high = paired_bootstrap(errors, base_errors, words)
         row = {
             "seed": seed,
-            "thresholds": f"{thresholds[0]}:{thresholds[1]}",
+            "thresholds": thresholds,
             "recipe": recipe,
             "encoder parameters": sum(parameter.numel() for parameter in lite.get_encoder().parameters()),
             "wer": round(100 * errors.sum() / words.sum(), 2),
@@ -131,13 +136,20 @@ def main() -> None:
         moments = collect_moments(model, batches)
         sensitivities = collect_sensitivities(model, batches, seed)
         variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
-        for thresholds in THRESHOLDS:
-            published = threshold_ranks(variances, thresholds, MULTIPLE)
+        for thresholds in arguments.thresholds:
+            attention, mlp = map(float, thresholds.split(":"))
+            published = threshold_ranks(variances, (attention, mlp), MULTIPLE)
             budget = total_cost(variances, published)
             report(seed, thresholds, "published", compress(model, moments, published))
             ranks = budget_ranks(losses, budget, MULTIPLE)
-            report(seed, thresholds, "loss-aware", refit(model, batches, ranks, sensitivities))
-            if seed:
+            lite = refit(model, batches, ranks, sensitivities)
+            report(seed, thresholds, "loss-aware", lite)
+            if arguments.recover:
+                settings = Recovery(minutes=arguments.recover, noise=arguments.calibration_noise, seed=seed)
+                with tempfile.TemporaryDirectory() as folder:
+                    print(recover(lite, model, extractor, audio, WINDOWS, Path(folder), settings))
+                report(seed, thresholds, "recovered", lite)
+            if seed or arguments.recover:
                 continue
             by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
             report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))

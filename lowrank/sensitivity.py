@@ -123,7 +123,7 @@ def _output_gradients(
     with torch.enable_grad():
         last = last.requires_grad_()
         hidden = model.get_encoder().layer_norm(last)
-    tokens, predicted, languages = _transcripts(model, hidden.detach())
+    tokens, predicted, languages = transcripts(model, hidden.detach())
     with torch.enable_grad():
         logits = model(encoder_outputs=(hidden,), decoder_input_ids=tokens).logits[predicted].float()
     probabilities = logits.detach().softmax(dim=-1)
@@ -137,7 +137,7 @@ def _output_gradients(
 
 
 @torch.no_grad()
-def _transcripts(
+def transcripts(
     model: WhisperForConditionalGeneration, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.errors import InputError
 from lite_whisper.lowrank.calibration import projection_module
-from lite_whisper.lowrank.sensitivity import _transcripts, collect_sensitivities
+from lite_whisper.lowrank.sensitivity import collect_sensitivities, transcripts
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibra
             projection_module(layer, projection).register_forward_hook(keep((index, projection)))
     generator = torch.Generator().manual_seed(5)
     for batch in calibration_batches[:2]:
-        tokens, predicted, _ = _transcripts(base_model, base_model.get_encoder()(batch)[0])
+        tokens, predicted, _ = transcripts(base_model, base_model.get_encoder()(batch)[0])
         logits = model(input_features=batch, decoder_input_ids=tokens).logits[predicted]
         probabilities = logits.detach().softmax(dim=-1)
         # the square root of diag(p) - p p^T, written out as a matrix for each token
@@ -60,7 +60,7 @@ def test_the_random_gradient_has_the_covariance_of_the_fisher_information() -> N
 
 def test_the_transcripts_are_those_of_generate(base_model, processor, calibration_batches) -> None:
     batch = calibration_batches[0]
-    tokens, predicted, languages = _transcripts(base_model, base_model.get_encoder()(batch)[0])
+    tokens, predicted, languages = transcripts(base_model, base_model.get_encoder()(batch)[0])
     assert languages == ["en"] * len(batch)
     texts = base_model.generate(batch, language="en", task="transcribe", num_beams=1)
     expected = processor.batch_decode(texts, skip_special_tokens=True)
@@ -76,7 +76,7 @@ def test_an_english_only_model_has_no_language_token(base_model, calibration_bat
     model.generation_config.is_multilingual = False
     model.generation_config.lang_to_id = model.generation_config.task_to_id = None
     del model.generation_config.lang_to_id, model.generation_config.task_to_id
-    tokens, predicted, languages = _transcripts(model, model.get_encoder()(calibration_batches[0])[0])
+    tokens, predicted, languages = transcripts(model, model.get_encoder()(calibration_batches[0])[0])
     assert tokens[0, :2].tolist() == [292, 398] and predicted[0, :2].tolist() == [False, True]
     assert languages == []
 

@@ -1,0 +1,120 @@
+"""`examples/finetune.py` as the README calls it, and what comes out."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jiwer
+import pytest
+from hub_stand_in import TOKEN, HubStandIn
+
+from lite_whisper import convert
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/whisper-digits"
+
+
+def strings(source: str, folder: Path, count: int) -> Path:
+    """The first strings of a bundled set."""
+    folder.mkdir()
+    lines = (ROOT / "examples/digits" / source / "metadata.csv").read_text().splitlines(keepends=True)[: count + 1]
+    (folder / "metadata.csv").write_text("".join(lines))
+    for line in lines[1:]:
+        shutil.copy(ROOT / "examples/digits" / source / line.split(",")[0], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compressed model and audio to train and to measure on."""
+    folder = tmp_path_factory.mktemp("finetune")
+    train = strings("calibration", folder / "train", 12)
+    strings("test", folder / "test", 6)
+    command = ["--model", MODEL, "--dataset", train, "--output", folder / "lite", "--recipe", "liteasr"]
+    assert convert.main([str(word) for word in [*command, "--num-samples", 4, "--rank-multiple", 4]]) == 0
+    return folder
+
+
+def finetune(workplace: Path, output: str, *options: str, **environment: str) -> str:
+    """Runs the program on the CPU; returns what it prints."""
+    command = [
+        sys.executable,
+        str(ROOT / "examples/finetune.py"),
+        "lite",
+        "--train",
+        "train",
+        "--test",
+        "test",
+    ]
+    command += ["--language", "en", "--output_dir", output, "--use_cpu", "--report_to", "none", *options]
+    variables = os.environ | {"HF_HOME": str(workplace / "cache"), "OMP_NUM_THREADS": "1"} | environment
+    result = subprocess.run(command, cwd=workplace, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def rates(printed: str) -> list[float]:
+    return [float(rate) for rate in re.findall(r"'eval_wer': '?([\d.]+)", printed)]
+
+
+TRANSCRIBE = """
+import json, sys
+from pathlib import Path
+import soundfile
+from transformers import pipeline
+recognizer = pipeline("automatic-speech-recognition", sys.argv[1], trust_remote_code=True)
+for file in sorted(Path(sys.argv[2]).glob("*.flac")):
+    arguments = {"language": "en", "task": "transcribe", "num_beams": 1}
+    print(json.dumps([file.name, recognizer(soundfile.read(file)[0], generate_kwargs=arguments)["text"]]))
+assert "lite_whisper" not in sys.modules
+"""
+
+
+def test_the_result_in_the_pipeline_gives_the_figure_of_the_trainer(workplace: Path) -> None:
+    """By remote code alone, greedy; and training changed the model."""
+    options = [
+        "--max_steps",
+        "6",
+        "--per_device_train_batch_size",
+        "4",
+        "--learning_rate",
+        "1e-4",
+        "--spec_augment",
+        "True",
+    ]
+    options += ["--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "3", "--load_best_model_at_end"]
+    options += ["--metric_for_best_model", "wer", "--greater_is_better", "False", "--gradient_checkpointing", "--bf16"]
+    printed = finetune(workplace, "tuned", *options, "--gradient_accumulation_steps", "2")
+    result = subprocess.run(
+        [sys.executable, "-c", TRANSCRIBE, "tuned", "test"], cwd=workplace, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    said = dict(json.loads(line) for line in result.stdout.splitlines())
+    lines = (workplace / "test/metadata.csv").read_text().splitlines()[1:]
+    wanted = {line.split(",")[0]: line.split(",")[1] for line in lines}
+    names = sorted(wanted)
+    figure = jiwer.wer([wanted[name] for name in names], [said[name].strip() for name in names])
+    assert rates(printed)[-1] == pytest.approx(figure, abs=1e-6)
+    weights = [(workplace / name / "model.safetensors").read_bytes() for name in ("lite", "tuned")]
+    assert weights[0] != weights[1]
+
+
+def test_lora_resuming_and_pushing(workplace: Path, tmp_path: Path) -> None:
+    """A run of two parts; the second goes on from the checkpoint, and what is pushed is the whole model."""
+    common = ["--per_device_train_batch_size", "4", "--save_steps", "2", "--lora_rank", "4", "--logging_steps", "1"]
+    finetune(workplace, "adapted", *common, "--max_steps", "2")
+    with HubStandIn({}, tokens={TOKEN: "write"}) as hub:
+        resume = ["--max_steps", "4", "--resume_from_checkpoint", "adapted/checkpoint-2", "--push_to_hub"]
+        resume += ["--hub_model_id", "org/adapted"]
+        finetune(workplace, "adapted", *common, *resume, **hub.environment(tmp_path, TOKEN))
+        pushed = hub.repositories["models", "org/adapted"].main.files
+    assert {"model.safetensors", "modeling_lite_whisper.py", "tokenizer_config.json"} <= pushed.keys()
+    state = json.loads((workplace / "adapted/checkpoint-4/trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+    config = json.loads((workplace / "adapted/config.json").read_text())
+    before = json.loads((workplace / "lite/config.json").read_text())
+    assert config["low_rank_config"] != before["low_rank_config"]  # the adapter was merged into the pairs

@@ -1,0 +1,293 @@
+"""Recovery: what the teacher says, what is trained, and that nothing gets worse or lost."""
+
+import copy
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback, WhisperConfig, WhisperForConditionalGeneration
+
+from lite_whisper import LiteWhisperForConditionalGeneration, convert
+from lite_whisper.audio import AudioDataset
+from lite_whisper.errors import InputError
+from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
+from lite_whisper.lowrank.sensitivity import layer_inputs
+from lite_whisper.model_folder import save_model_folder
+from lite_whisper.modeling_lite_whisper import LowRankLinear
+from lite_whisper.training import recovery
+from lite_whisper.training.command import main
+from lite_whisper.training.recovery import Lessons, Recovery, balance, collate, recover, teach
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/whisper-digits"
+AUDIO = ROOT / "examples/digits/calibration"
+SHORT = Recovery(steps=10, variants=1, batch_size=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The order of sums, and with it the last digit, shall not depend on the load of the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def lite(base_model, moments) -> LiteWhisperForConditionalGeneration:
+    """A strongly compressed miniature."""
+    return compress(base_model, moments, threshold_ranks(encoder_spectra(base_model, moments), (0.9, 0.95), 4)).eval()
+
+
+@pytest.fixture(scope="module")
+def clips() -> list:
+    return list(AudioDataset([str(AUDIO)], seed=0))[:12]
+
+
+def test_balancing_changes_no_product(lite) -> None:
+    before = {name: m.weight1 @ m.weight2 for name, m in lite.named_modules() if isinstance(m, LowRankLinear)}
+    balance(lite)
+    for name, product in before.items():
+        pair = lite.get_submodule(name)
+        torch.testing.assert_close(pair.weight1 @ pair.weight2, product, rtol=1e-4, atol=1e-5)
+        values = [torch.linalg.svdvals(weight.double()) for weight in (pair.weight1, pair.weight2)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
+
+
+def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_path: Path) -> None:
+    """Outputs of layers and transcript for the very features in the lesson; variants are other strings."""
+    settings = Recovery(variants=2, batch_size=4)
+    files = teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0})
+    lessons = Lessons(files)
+    assert len(lessons) == 12
+    with torch.no_grad():
+        for lesson in (lessons[0], lessons[11]):
+            layers = layer_inputs(base_model.get_encoder(), lesson["features"][None])
+            torch.testing.assert_close(lesson["layers"].float(), torch.cat(layers[1:6]), rtol=2e-3, atol=2e-3)
+            states = base_model.get_encoder()(lesson["features"][None]).last_hidden_state[0]
+            torch.testing.assert_close(lesson["states"].float(), states, rtol=2e-3, atol=2e-3)
+            generated = base_model.generate(lesson["features"][None], language="en", task="transcribe", num_beams=1)[0]
+            text = [token for token in generated.tolist() if token < base_model.config.eos_token_id]
+            said = [token for token in lesson["tokens"].tolist() if 0 < token < base_model.config.eos_token_id]
+            assert said == text and int(lesson["predicted"].sum()) == len(text) + 1
+    batch = collate([lessons[0], lessons[5], lessons[11]])
+    assert batch["decoder_input_ids"].shape == batch["predicted"].shape
+    assert batch["layers"].shape == (5, 3, 300, 256)
+    assert not torch.equal(lessons[0]["features"], lessons[6]["features"])
+    changed = [path.stat().st_mtime_ns for path in files]
+    assert teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}) == files
+    assert [path.stat().st_mtime_ns for path in files] == changed
+    with pytest.raises(InputError, match="seed 0 there, 1 here"):
+        teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 1})
+
+
+def test_spliced_windows_are_made_of_pieces_of_the_others() -> None:
+    windows = [recovery.Clip(str(i), np.full(96_000, float(i), np.float32)) for i in range(1, 5)]
+    made = [recovery.spliced(windows, 96_000, np.random.default_rng(seed)).samples for seed in range(20)]
+    assert all(48_000 <= len(samples) < 96_000 for samples in made)
+    pieces = [len(run) for samples in made for run in np.split(samples, np.flatnonzero(np.diff(samples)) + 1)[:-1]]
+    assert min(pieces) >= 8_000
+    assert {value for samples in made for value in np.unique(samples)} == {1.0, 2.0, 3.0, 4.0}
+
+
+def test_compared_layers_lie_below_the_last() -> None:
+    assert recovery.compared_layers(6) == [1, 2, 3, 4, 5]
+    assert recovery.compared_layers(32) == [1, 8, 16, 24, 31]
+    assert recovery.compared_layers(2) == [1]
+
+
+def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, clips, tmp_path: Path) -> None:
+    files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {})
+    batch = collate([Lessons(files)[index] for index in range(4)])
+    settings = Recovery(states=0.5, layers=0.7, logits=2.0)
+    arguments = recovery._arguments(settings, 5, tmp_path, False, torch.device("cpu"))
+    trainer = recovery.RecoveryTrainer(lite, settings, args=arguments, eval_dataset=Lessons(files))
+    loss = trainer.compute_loss(lite, batch)
+    with torch.no_grad():
+        wanted = batch["states"].float()
+        states = lite.get_encoder()(batch["input_features"]).last_hidden_state
+        tokens, predicted = batch["decoder_input_ids"], batch["predicted"]
+        logits = lite(encoder_outputs=(states,), decoder_input_ids=tokens).logits[predicted].double()
+        target = base_model(encoder_outputs=(wanted,), decoder_input_ids=tokens).logits[predicted].double()
+        p, q = target.softmax(-1), logits.softmax(-1)
+        divergence = (p * (p / q).log()).sum(-1).mean()
+        inner = layer_inputs(lite.get_encoder(), batch["input_features"])[1:6]
+        of_layers = [((a - b) ** 2).mean() / b.var() for a, b in zip(inner, batch["layers"].float(), strict=True)]
+        expected = 0.5 * ((states - wanted) ** 2).mean() / wanted.var() + 0.7 * sum(of_layers) / 5 + 2.0 * divergence
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor, clips, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in lite.state_dict().items()}
+    gentle = replace(SHORT, learning_rate=1e-4)
+    said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
+    assert said["steps"] == 10
+    assert said["loss_after"] < said["loss_before"]
+    names = {f"{name}." for name, module in lite.named_modules() if isinstance(module, LowRankLinear)}
+    changed = {name for name, tensor in lite.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and all(any(name.startswith(each) for each in names) for name in changed)
+    assert all(parameter.requires_grad for parameter in lite.parameters()) and not lite.training
+
+
+def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tmp_path: Path) -> None:
+    """As many as fit beside the evaluations, a whole number between two of them, and at least one."""
+    said = []
+    for minutes in (0.0, 0.2):
+        settings = replace(SHORT, steps=None, minutes=minutes)
+        folder = tmp_path / str(minutes)
+        given = (base_model, processor.feature_extractor, clips, 12, folder, settings)
+        said.append(recover(copy.deepcopy(lite), *given)["steps"])
+    assert said[0] == recovery.EVALUATIONS < said[1]
+    assert said[1] % recovery.EVALUATIONS == 0
+
+
+def test_it_is_never_worse_than_it_was(lite, base_model, processor, clips, tmp_path: Path, caplog) -> None:
+    start = copy.deepcopy(lite)
+    balance(start)
+    absurd = Recovery(steps=5, variants=1, batch_size=4, learning_rate=10.0)
+    said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, absurd)
+    assert "left as it was" in caplog.text
+    assert said["loss_after"] == said["loss_before"]
+    assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in lite.state_dict().items())
+
+
+def test_a_loss_that_becomes_nan_keeps_the_best_step(
+    lite, base_model, processor, clips, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_) -> None:
+            if state.global_step == 7:
+                model.model.encoder.layers[2].fc1.weight1.data.fill_(float("nan"))
+
+    class Spoiled(recovery.RecoveryTrainer):
+        def __init__(self, *args, **arguments) -> None:
+            super().__init__(*args, **arguments, callbacks=[Spoil()])
+
+    monkeypatch.setattr(recovery, "RecoveryTrainer", Spoiled)
+    gentle = replace(SHORT, learning_rate=1e-4)
+    said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
+    assert "the loss is nan at step 7" in caplog.text and "learning rate" in caplog.text
+    assert said["loss_after"] < said["loss_before"]
+    assert all(tensor.isfinite().all() for tensor in lite.state_dict().values())
+
+
+def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
+    base_model, moments, processor, clips, tmp_path: Path, monkeypatch
+) -> None:
+    """The same losses from the checkpoint on, and the same weights at the end."""
+    ranks = threshold_ranks(encoder_spectra(base_model, moments), (0.9, 0.95), 4)
+
+    def students() -> LiteWhisperForConditionalGeneration:
+        return compress(base_model, moments, ranks).eval()
+
+    whole, broken, resumed = students(), students(), students()
+    given = (base_model, processor.feature_extractor, clips, 12)
+    recover(whole, *given, tmp_path / "whole", SHORT)
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **_) -> None:
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+
+        class Killed(recovery.RecoveryTrainer):
+            def __init__(self, *args, **arguments) -> None:
+                super().__init__(*args, **arguments, callbacks=[Kill()])
+
+        patch.setattr(recovery, "RecoveryTrainer", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            recover(broken, *given, tmp_path / "broken", SHORT)
+    recover(resumed, *given, tmp_path / "broken", SHORT)
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+    curves = [
+        json.loads((tmp_path / name / "checkpoint-10/trainer_state.json").read_text())["log_history"]
+        for name in ("whole", "broken")
+    ]
+    losses = [[(entry["step"], entry["loss"]) for entry in curve if "loss" in entry] for curve in curves]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
+
+
+def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
+    base_model, processor, clips, monkeypatch, caplog
+) -> None:
+    """Only the order of things: there is no such device here."""
+    features = next(iter(recovery.feature_batches(clips, processor.feature_extractor, 2, 2)))
+    moved = []
+
+    class Teacher:
+        device, dtype = torch.device("meta"), torch.float32
+
+        def get_encoder(self) -> None:
+            raise torch.OutOfMemoryError("full")
+
+        def to(self, device: str) -> WhisperForConditionalGeneration:
+            moved.append(device)
+            return base_model
+
+    lesson = recovery._lesson(Teacher(), features)  # type: ignore[arg-type]
+    assert moved == ["cpu"] and lesson["states"].shape == (2, 300, 256)
+    assert "runs on the CPU" in caplog.text
+
+
+def test_student_and_teacher_of_different_families(lite, processor, clips, tmp_path: Path) -> None:
+    sizes = {
+        "d_model": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "pad_token_id": 0,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    }
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    other = WhisperForConditionalGeneration(WhisperConfig(**sizes, vocab_size=1900))
+    with pytest.raises(InputError, match="d_model is 256 in the one and 64 in the other"):
+        recover(lite, other, processor.feature_extractor, clips, 4, tmp_path, SHORT)
+
+
+def test_audio_without_speech(lite, base_model, processor, tmp_path: Path, monkeypatch) -> None:
+    hum = [recovery.Clip(f"hum {i}", 0.1 * np.sin(np.arange(96_000) / 40).astype(np.float32)) for i in range(8)]
+    with pytest.raises(InputError, match="hears no speech"):
+        recover(
+            lite, base_model, processor.feature_extractor, hum, 8, tmp_path, Recovery(steps=5, variants=1, noise=())
+        )
+
+
+def test_too_little_audio(lite, base_model, processor, clips, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too little audio"):
+        recover(lite, base_model, processor.feature_extractor, clips[:1], 4, tmp_path, SHORT)
+
+
+def test_the_command(lite, tmp_path: Path, capsys, caplog) -> None:
+    """A folder in, a complete folder out, with an account of what was done; nothing else is left."""
+    caplog.set_level(logging.INFO)
+    save_model_folder(lite, MODEL, tmp_path / "lite", {"base_model": "whisper-digits"})
+    command = [tmp_path / "lite", "--teacher", MODEL, "--dataset", AUDIO, "--num-samples", 12, "--batch-size", 4]
+    command += ["--steps", 5, "--output", tmp_path / "better"]
+    assert main([str(word) for word in command]) == 0
+    assert {path.name for path in (tmp_path / "better").iterdir()} == {
+        path.name for path in (tmp_path / "lite").iterdir()
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["better", "lite"]
+    said = json.loads((tmp_path / "better/compression.json").read_text())
+    assert said["base_model"] == "whisper-digits" and said["recovery"]["steps"] == 5
+    assert said["recovery"]["loss_after"] <= said["recovery"]["loss_before"]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("lite", "better")]
+    assert weights[0].keys() == weights[1].keys()
+    assert "before" in capsys.readouterr().out
+    assert main([str(word) for word in command]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_convert_recovers(tmp_path: Path) -> None:
+    command = ["--model", MODEL, "--dataset", AUDIO, "--num-samples", 4, "--ratio", 0.2, "--rank-multiple", 4]
+    assert convert.main([str(word) for word in [*command, "--recover", 0.01, "--output", tmp_path / "lite"]]) == 0
+    said = json.loads((tmp_path / "lite/compression.json").read_text())
+    assert said["recovery"]["steps"] == recovery.EVALUATIONS
+    assert "trained for 5 steps" in (tmp_path / "lite/README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["lite"]

@@ -1,0 +1,421 @@
+"""Recovery: low-rank factors learn from the model that they were made from, on audio without transcripts."""
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import (
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..audio import SAMPLING_RATE, Clip
+from ..errors import InputError
+from ..lowrank.calibration import feature_batches
+from ..lowrank.sensitivity import transcripts
+from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
+from ..saving import check_same, temporary_name
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 10  # one window in so many is not trained on, but decides which step is the best
+EVALUATIONS = 5
+LAYERS = 5  # at the most so many outputs of layers below the last are compared, evenly spaced
+PIECE = (0.5, 4.0)  # seconds; what the windows of all variants but the first are put together from
+SAME = ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins", "max_source_positions")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """
+    How recovery trains; the defaults were chosen on held-out calibration strings of the miniature.
+
+    steps : int, None for as many as fit into `minutes`
+    minutes : float, all of it together: the teacher's part and the student's
+    learning_rate : float, the highest, reached after a twentieth of the steps; it falls to 0 as a cosine
+    states, layers, logits : float, weights of the losses, see `RecoveryTrainer`
+    variants : int, copies of the audio, each in noise of its own; all but the first are pieces in random order
+    noise : tuple, range of signal-to-noise ratios in dB, or ()
+    """
+
+    steps: int | None = None
+    minutes: float = 10.0
+    learning_rate: float = 2e-3
+    states: float = 1.0
+    layers: float = 1.0
+    logits: float = 0.05
+    variants: int = 8
+    noise: tuple[float, float] | tuple[()] = (0.0, 40.0)
+    batch_size: int = 8
+    seed: int = 0
+
+
+class Lessons(Dataset):
+    """What the teacher said of each window, read from files when it is asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._places = []
+        for file in files:
+            with safe_open(file, framework="pt") as lesson:
+                self._places += [(file, row) for row in range(lesson.get_slice("tokens").get_shape()[0])]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        file, row = self._places[index]
+        with safe_open(file, framework="pt") as lesson:
+            return {
+                name: lesson.get_slice(name)[row] for name in ("features", "layers", "states", "tokens", "predicted")
+            }
+
+
+def collate(lessons: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Lessons to a batch; tokens are filled up with 0, of which nothing is predicted."""
+    longest = max(len(lesson["tokens"]) for lesson in lessons)
+    filled = {
+        name: torch.stack([F.pad(lesson[name], (0, longest - len(lesson[name]))) for lesson in lessons])
+        for name in ("tokens", "predicted")
+    }
+    return {
+        "input_features": torch.stack([lesson["features"] for lesson in lessons]),
+        "decoder_input_ids": filled["tokens"],
+        "predicted": filled["predicted"],
+        "layers": torch.stack([lesson["layers"] for lesson in lessons], dim=1),
+        "states": torch.stack([lesson["states"] for lesson in lessons]),
+    }
+
+
+def windows_of(clips: Iterable[Clip], length: int, num_samples: int) -> list[Clip]:
+    """At the most so many windows of `length` samples, the last of each clip shorter."""
+    parts = (
+        Clip(clip.name, clip.samples[start : start + length])
+        for clip in clips
+        for start in range(0, len(clip.samples), length)
+    )
+    return list(itertools.islice(parts, num_samples))
+
+
+def spliced(windows: Sequence[Clip], length: int, generator: np.random.Generator) -> Clip:
+    """A window of half the length or more, put together from random pieces of others, so that no text comes twice."""
+    wanted = int(generator.integers(length // 2, length))
+    pieces: list[np.ndarray] = []
+    while sum(map(len, pieces)) < wanted:
+        samples = windows[int(generator.integers(len(windows)))].samples
+        size = int(SAMPLING_RATE * generator.uniform(*PIECE))
+        start = int(generator.integers(max(1, len(samples) - size)))
+        pieces.append(samples[start : start + size])
+    return Clip("spliced", np.concatenate(pieces)[:wanted])
+
+
+def compared_layers(encoder_layers: int) -> list[int]:
+    """Which layers' outputs are compared, besides that of the whole encoder: places in `hidden_states`."""
+    return sorted({round(place) for place in np.linspace(1, encoder_layers - 1, min(LAYERS, encoder_layers - 1))})
+
+
+@torch.no_grad()
+def teach(
+    teacher: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    windows: Sequence[Clip],
+    settings: Recovery,
+    folder: Path,
+    origin: dict[str, Any],
+) -> list[Path]:
+    """
+    Runs the teacher over the audio once and keeps what it says: outputs of layers (fp16) and greedy transcript.
+
+    A step that reads this back takes a fraction of the time of one that also runs the teacher, which is larger than the
+    student and would have to transcribe, and the device never holds both models. Disk: for each window and variant
+    24 MB for large-v3 (30 s), so 19 GB for 100 windows and 8 variants.
+
+    Args:
+        teacher (`WhisperForConditionalGeneration`): the model before compression, on any device.
+        extractor (`WhisperFeatureExtractor`): its own.
+        windows (`Sequence[Clip]`): audio, at the most as long as the extractor's window.
+        settings (`Recovery`): how many variants, in which noise.
+        folder (`Path`): for the files; those that are there are kept.
+        origin (`dict`): what decides the contents; files that were made otherwise are refused.
+
+    Returns:
+        One file for each batch.
+
+    Raises:
+        InputError: the teacher hears no speech, or the files are of something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "origin.json"
+    if kept.exists():
+        check_same(json.loads(kept.read_text()), json.loads(json.dumps(origin)), kept)
+    with temporary_name(kept) as temporary:
+        temporary.write_text(json.dumps(origin))
+    files, words = [], 0
+    with tqdm(desc="teacher", unit="window", total=len(windows) * settings.variants) as progress:
+        for variant in range(settings.variants):
+            generator = np.random.default_rng([settings.seed, variant])
+            audio = [spliced(windows, extractor.n_samples, generator) if variant else window for window in windows]
+            batches = feature_batches(
+                audio, extractor, len(audio), settings.batch_size, settings.noise, settings.seed + variant
+            )
+            for number, features in enumerate(batches):
+                files.append(folder / f"{variant:02}_{number:05}.safetensors")
+                if not files[-1].exists():
+                    lesson = _lesson(teacher, features)
+                    with temporary_name(files[-1]) as temporary:
+                        save_file({name: tensor.cpu().contiguous() for name, tensor in lesson.items()}, temporary)
+                with safe_open(files[-1], framework="pt") as lesson_file:
+                    predicted = lesson_file.get_tensor("predicted")
+                words += int(predicted.sum()) - len(predicted)  # the end is predicted in silence too
+                progress.update(len(features))
+    if not words:
+        raise InputError("the teacher hears no speech in the audio; give recordings of speech")
+    return files
+
+
+def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the teacher says of a batch; where its device has no room, it goes on on the CPU."""
+    try:
+        given = features.to(teacher.device, teacher.dtype)
+        encoded = teacher.get_encoder()(given, output_hidden_states=True)
+        tokens, predicted, _ = transcripts(teacher, encoded.last_hidden_state)
+    except torch.OutOfMemoryError:
+        if teacher.device.type == "cpu":
+            raise
+        logger.warning("no room for the teacher on %s: it runs on the CPU, once over the audio", teacher.device)
+        return _lesson(teacher.to("cpu"), features)  # type: ignore[arg-type]
+    layers = [encoded.hidden_states[place].half() for place in compared_layers(teacher.config.encoder_layers)]
+    return {
+        "features": features,
+        "layers": torch.stack(layers, dim=1),
+        "states": encoded.last_hidden_state.half(),
+        "tokens": tokens,
+        "predicted": predicted,
+    }
+
+
+@torch.no_grad()
+def balance(model: nn.Module) -> None:
+    """Gives both factors of every pair the same singular values, in place; their product stays as it is."""
+    for pair in model.modules():
+        if isinstance(pair, LowRankLinear):
+            basis1, first = torch.linalg.qr(pair.weight1.double())
+            basis2, second = torch.linalg.qr(pair.weight2.double().t())
+            left, values, right = torch.linalg.svd(first @ second.t())
+            pair.weight1.copy_(basis1 @ left * values.sqrt())
+            pair.weight2.copy_((basis2 @ right.t() * values.sqrt()).t())
+
+
+class RecoveryTrainer(Trainer):
+    """
+    A `Trainer` whose loss compares a student with what a teacher said of the same features.
+
+    loss = states * d(s, t) + layers * mean over layers of d(s_l, t_l) + logits * KL(p_t || p_s), where s and t are the
+    outputs of the encoders and s_l and t_l those of their layers, d(s, t) = mean((s - t)^2) / var(t), and p are the
+    distributions of the next token of the teacher's transcript, averaged over tokens. The decoder is the same in both.
+    """
+
+    def __init__(self, model: LiteWhisperForConditionalGeneration, settings: Recovery, **arguments: Any) -> None:
+        super().__init__(model, data_collator=collate, **arguments)
+        self.student, self.settings = model, settings
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a batch from `collate`."""
+        tokens, predicted, states = inputs["decoder_input_ids"], inputs["predicted"], inputs["states"]
+        ours = model(
+            input_features=inputs["input_features"],
+            decoder_input_ids=tokens,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        with torch.no_grad():
+            theirs = self.student(
+                encoder_outputs=(states.to(self.student.dtype),), decoder_input_ids=tokens, use_cache=False
+            )
+        places = compared_layers(self.student.config.encoder_layers)
+        distances = [
+            relative_distance(ours.encoder_hidden_states[place], wanted)
+            for place, wanted in zip(places, inputs["layers"], strict=True)
+        ]
+        loss = self.settings.states * relative_distance(ours.encoder_last_hidden_state, states)
+        loss = loss + self.settings.layers * torch.stack(distances).mean()
+        p_ours, p_theirs = (F.log_softmax(each.logits[predicted].float(), dim=-1) for each in (ours, theirs))
+        loss = loss + self.settings.logits * F.kl_div(p_ours, p_theirs, log_target=True, reduction="batchmean")
+        if model.training and not loss.isfinite():
+            raise FloatingPointError(f"the loss is {loss.item()}")
+        return (loss, {"logits": ours.logits}) if return_outputs else loss
+
+
+def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """The mean square of the difference, as a share of the variance of the latter; both of one shape."""
+    theirs = theirs.float()
+    return F.mse_loss(ours.float(), theirs) / theirs.var()
+
+
+def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> None:
+    """
+    Makes sure that the student was made from a model like the teacher.
+
+    Raises:
+        InputError: a size differs, or the decoders do.
+    """
+    for size in SAME:
+        ours, theirs = getattr(student.config, size), getattr(teacher.config, size)
+        if ours != theirs:
+            raise InputError(
+                f"the student was not made from this teacher: {size} is {ours} in the one and {theirs} in the other; "
+                "name the Whisper that was compressed with --teacher"
+            )
+
+
+def recover(
+    student: LiteWhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    clips: Iterable[Clip],
+    num_samples: int,
+    folder: Path,
+    settings: Recovery,
+    origin: dict[str, Any] | None = None,
+    bf16: bool = False,
+) -> dict[str, Any]:
+    """
+    Trains the low-rank factors of a student, in place, on what its teacher says of the same audio.
+
+    What comes out is never worse than what went in: one window in ten is held out, and the step that is best there is
+    kept, be it the first.
+
+    Args:
+        student (`LiteWhisperForConditionalGeneration`): in fp32, on the device to train on.
+        teacher (`WhisperForConditionalGeneration`): the model that it was made from.
+        extractor (`WhisperFeatureExtractor`): of both.
+        clips (`Iterable[Clip]`): audio without transcripts.
+        num_samples (`int`): windows to take at the most.
+        folder (`Path`): for lessons and checkpoints, from which an interrupted recovery goes on.
+        settings (`Recovery`): how to train.
+        origin (`dict`, *optional*): what decides the outcome besides the settings.
+        bf16 (`bool`): whether to compute in bfloat16 where that is safe (autocast).
+
+    Returns:
+        The settings, the steps taken, and the loss on the held-out part before and after.
+
+    Raises:
+        InputError: student and teacher do not fit, or there is no speech.
+    """
+    check_pair(student, teacher)
+    began = time.monotonic()
+    lasting = {name: value for name, value in asdict(settings).items() if name not in ("steps", "minutes")}
+    windows = windows_of(clips, extractor.n_samples, num_samples)
+    if len(windows) < 2:
+        raise InputError("there is too little audio to hold some out; give more")
+    held_out = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
+    kept = [window for window in windows if not any(window is other for other in held_out)]
+    train, test = (
+        Lessons(teach(teacher, extractor, part, settings, folder / name, {**(origin or {}), **lasting}))
+        for name, part in (("train", kept), ("test", held_out))
+    )
+    balance(student)
+    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    student.requires_grad_(False)
+    for pair in student.modules():
+        if isinstance(pair, LowRankLinear):
+            pair.requires_grad_(True)
+    checkpoint = get_last_checkpoint(str(folder))
+    if checkpoint:
+        steps = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).max_steps
+    else:
+        arguments = _arguments(settings, EVALUATIONS, folder, bf16, student.device)
+        trial = RecoveryTrainer(student, settings, args=arguments, eval_dataset=test)
+        left = 60 * settings.minutes - (time.monotonic() - began)
+        steps = settings.steps or _affordable_steps(trial, train, left)
+    trainer = RecoveryTrainer(
+        student,
+        settings,
+        args=_arguments(settings, steps, folder, bf16, student.device),
+        train_dataset=train,
+        eval_dataset=test,
+    )
+    before = trainer.evaluate()["eval_loss"]
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:
+        logger.warning("%s at step %d: recovery stops; lower the learning rate", error, trainer.state.global_step)
+        if trainer.state.best_model_checkpoint:
+            trainer._load_best_model()
+    after = trainer.evaluate()["eval_loss"]
+    if not after < before:
+        logger.warning("recovery did not help on the audio that was held out; the model is left as it was")
+        student.load_state_dict(start)
+        after = before
+    student.requires_grad_(True).eval()
+    return {**asdict(settings), "steps": trainer.state.global_step, "loss_before": before, "loss_after": after}
+
+
+def _arguments(settings: Recovery, steps: int, folder: Path, bf16: bool, device: torch.device) -> TrainingArguments:
+    interval = max(1, steps // EVALUATIONS)
+    on_cuda = device.type == "cuda"
+    return TrainingArguments(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=steps // 20,
+        weight_decay=0.0,
+        optim="adamw_torch_fused" if on_cuda else "adamw_torch",
+        bf16=bf16,
+        seed=settings.seed,
+        dataloader_num_workers=4 if on_cuda else 0,
+        remove_unused_columns=False,
+        label_names=["states"],
+        prediction_loss_only=True,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=interval,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        use_cpu=device.type == "cpu",
+    )
+
+
+def _affordable_steps(trial: RecoveryTrainer, train: Lessons, seconds: float) -> int:
+    """How many steps, and the evaluations between them, fit into a time; measured on a few."""
+    start = time.monotonic()
+    trial.evaluate()
+    left = seconds - (EVALUATIONS + 2) * (time.monotonic() - start)
+    size = min(trial.settings.batch_size, len(train))
+    inputs = trial._prepare_inputs(collate([train[index] for index in range(size)]))
+    times = []
+    for _ in range(4):
+        start = time.monotonic()
+        with trial.compute_loss_context_manager():
+            loss = trial.compute_loss(trial.student, inputs)
+        loss.backward()
+        times.append(time.monotonic() - start)
+    trial.student.zero_grad(set_to_none=True)
+    return EVALUATIONS * max(1, int(left / sorted(times)[1] / EVALUATIONS))
