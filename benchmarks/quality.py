@@ -40,6 +40,7 @@ from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
 from lite_whisper.lowrank.calibration import with_noise
 from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Spectrum
+from lite_whisper.model_folder import encoder_parameters
 from lite_whisper.training.recovery import Recovery, recover
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,7 @@ def main() -> None:
             "seed": seed,
             "thresholds": thresholds,
             "recipe": recipe,
-            "encoder parameters": sum(parameter.numel() for parameter in lite.get_encoder().parameters()),
+            "encoder parameters": encoder_parameters(lite),
             "wer": round(100 * errors.sum() / words.sum(), 2),
             "added": round(points, 2),
             "low": round(low, 2),

@@ -133,13 +133,11 @@ def feature_batches(
 
     def sounding_windows() -> Iterator[np.ndarray]:
         nonlocal silent
-        for clip in clips:
-            for start in range(0, len(clip.samples), length):
-                window = clip.samples[start : start + length]
-                if np.abs(window).max() >= SILENCE:
-                    yield with_noise(window, generator.uniform(*noise), generator) if noise else window
-                else:
-                    silent += 1
+        for window in windows_of(clips, length):
+            if np.abs(window.samples).max() >= SILENCE:
+                yield with_noise(window.samples, generator.uniform(*noise), generator) if noise else window.samples
+            else:
+                silent += 1
 
     windows = itertools.islice(sounding_windows(), num_samples)
     used = 0
@@ -150,6 +148,13 @@ def feature_batches(
         logger.warning("left out %d silent windows", silent)
     if not used:
         raise InputError("the calibration audio is silent (below -80 dB); check the recordings or name another dataset")
+
+
+def windows_of(clips: Iterable[Clip], length: int) -> Iterator[Clip]:
+    """Cuts clips into windows of `length` samples, the last of each clip shorter."""
+    for clip in clips:
+        for start in range(0, len(clip.samples), length):
+            yield Clip(clip.name, clip.samples[start : start + length])
 
 
 def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:

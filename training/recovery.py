@@ -28,7 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..audio import SAMPLING_RATE, Clip
 from ..errors import InputError
-from ..lowrank.calibration import feature_batches
+from ..lowrank.calibration import feature_batches, windows_of
 from ..lowrank.sensitivity import transcripts
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
 from ..saving import check_same, temporary_name
@@ -103,16 +103,6 @@ def collate(lessons: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     }
 
 
-def windows_of(clips: Iterable[Clip], length: int, num_samples: int) -> list[Clip]:
-    """At the most so many windows of `length` samples, the last of each clip shorter."""
-    parts = (
-        Clip(clip.name, clip.samples[start : start + length])
-        for clip in clips
-        for start in range(0, len(clip.samples), length)
-    )
-    return list(itertools.islice(parts, num_samples))
-
-
 def spliced(windows: Sequence[Clip], length: int, generator: np.random.Generator) -> Clip:
     """A window of half the length or more, put together from random pieces of others, so that no text comes twice."""
     wanted = int(generator.integers(length // 2, length))
@@ -164,8 +154,9 @@ def teach(
     kept = folder / "origin.json"
     if kept.exists():
         check_same(json.loads(kept.read_text()), json.loads(json.dumps(origin)), kept)
-    with temporary_name(kept) as temporary:
-        temporary.write_text(json.dumps(origin))
+    else:
+        with temporary_name(kept) as temporary:
+            temporary.write_text(json.dumps(origin))
     files, words = [], 0
     with tqdm(desc="teacher", unit="window", total=len(windows) * settings.variants) as progress:
         for variant in range(settings.variants):
@@ -275,7 +266,7 @@ def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperFor
     Makes sure that the student was made from a model like the teacher.
 
     Raises:
-        InputError: a size differs, or the decoders do.
+        InputError: a size differs.
     """
     for size in SAME:
         ours, theirs = getattr(student.config, size), getattr(teacher.config, size)
@@ -323,7 +314,7 @@ def recover(
     check_pair(student, teacher)
     began = time.monotonic()
     lasting = {name: value for name, value in asdict(settings).items() if name not in ("steps", "minutes")}
-    windows = windows_of(clips, extractor.n_samples, num_samples)
+    windows = list(itertools.islice(windows_of(clips, extractor.n_samples), num_samples))
     if len(windows) < 2:
         raise InputError("there is too little audio to hold some out; give more")
     held_out = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
@@ -341,11 +332,12 @@ def recover(
     checkpoint = get_last_checkpoint(str(folder))
     if checkpoint:
         steps = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).max_steps
+    elif settings.steps:
+        steps = settings.steps
     else:
         arguments = _arguments(settings, EVALUATIONS, folder, bf16, student.device)
         trial = RecoveryTrainer(student, settings, args=arguments, eval_dataset=test)
-        left = 60 * settings.minutes - (time.monotonic() - began)
-        steps = settings.steps or _affordable_steps(trial, train, left)
+        steps = _affordable_steps(trial, train, 60 * settings.minutes - (time.monotonic() - began))
     trainer = RecoveryTrainer(
         student,
         settings,
