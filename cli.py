@@ -27,3 +27,7 @@ def main() -> int:
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     return COMMANDS[name](rest, f"lite-whisper {name}")
+
+
+if __name__ == "__main__":  # accelerate launch -m lite_whisper.cli
+    sys.exit(main())

@@ -33,20 +33,21 @@ def temporary_name(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
+def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
     """
     Names a folder beside `path` for what took long to compute, which may be created there.
 
-    It outlasts a failure or an interruption, so that the next run can go on from it, and is removed on success.
+    It outlasts a failure or an interruption, so that the next run can go on from it, and is removed on success, by its
+    owner where several processes use it.
     """
     folder = path.parent / f"{path.name}.unfinished"
     try:
         yield folder
     except BaseException:
-        if folder.exists() and not any(folder.iterdir()):
+        if owner and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    if folder.exists():
+    if owner and folder.exists():
         shutil.rmtree(folder)
 
 

@@ -65,6 +65,8 @@ def main() -> None:
     ours, training = HfArgumentParser((Arguments, Seq2SeqTrainingArguments)).parse_args_into_dataclasses(options)
     training.remove_unused_columns, training.label_names = False, ["labels"]  # clips are turned into columns later
     training.predict_with_generate = True
+    # Not trainer.evaluate() before train(): several processes would then train without adding up their gradients.
+    training.eval_on_start = True
 
     processor = AutoProcessor.from_pretrained(source, language=ours.language, task="transcribe")
     model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(source, trust_remote_code=True)
@@ -89,9 +91,10 @@ def main() -> None:
     trainer = Seq2SeqTrainer(
         model, training, Collator(processor), train, test, processing_class=processor, compute_metrics=metrics
     )
-    print(trainer.evaluate())
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    print(trainer.evaluate())
+    measured = trainer.evaluate()
+    trainer.log_metrics("eval", measured)
+    trainer.save_metrics("eval", measured)
     if ours.lora_rank:
         trainer.model = model.merge_and_unload()
     trainer.save_model()

@@ -156,7 +156,7 @@ def factorize(
         metric: of the outputs.
 
     Returns:
-        weight1 = W^T A V, weight2 = V^T A^-1 and the bias that is left, in float64.
+        weight1 = W^T A V and weight2 = V^T A^-1, `balanced`, and the bias that is left, in float64.
     """
     weight, mean, covariance = weight.double(), mean.double(), covariance.double()
     q, reduced = _reduced_covariance(weight, covariance, side)
@@ -170,7 +170,7 @@ def factorize(
     offset = torch.zeros_like(weight[:, 0]) if bias is None else bias.double()
     mean_output = weight @ mean + offset if side == "input" else mean
     bias = mean_output + out @ (into.t() @ (offset - mean_output))
-    return Factors(weight.t() @ into, out.t().contiguous(), bias)
+    return balanced(Factors(weight.t() @ into, out.t(), bias))
 
 
 def regress(
@@ -203,7 +203,7 @@ def regress(
         ridge: not negative.
 
     Returns:
-        Factors in float64.
+        `balanced` factors in float64.
     """
     q, r = reduced_weight(weight.double())
     covariance, cross_covariance = covariance.double(), cross_covariance.double()
@@ -216,4 +216,19 @@ def regress(
     offset = target_mean.double() - (mean.double() @ weight1) @ weight2
     if q is not None:
         weight2, offset = weight2 @ q.t(), q @ offset
-    return Factors(weight1, weight2.contiguous(), offset if bias is None else offset + bias.double())
+    return balanced(Factors(weight1, weight2, offset if bias is None else offset + bias.double()))
+
+
+def balanced(factors: Factors) -> Factors:
+    """
+    The same map with the singular values of both factors equal: the square roots of those of their product.
+
+    The factors that a metric gives differ in scale by orders of magnitude. One step of Adam, which moves all weights by
+    about the same, would then destroy the smaller one.
+    """
+    basis1, first = torch.linalg.qr(factors.weight1)
+    basis2, second = torch.linalg.qr(factors.weight2.t())
+    left, values, right = torch.linalg.svd(first @ second.t())
+    weight1 = basis1 @ left * values.sqrt()
+    weight2 = (basis2 @ right.t() * values.sqrt()).t()
+    return Factors(weight1.contiguous(), weight2.contiguous(), factors.bias)

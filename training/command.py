@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import WhisperProcessor
 
@@ -71,9 +72,11 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
-    student.float().to(arguments.device)  # type: ignore[arg-type]
-    teacher.float().to(arguments.device)  # type: ignore[arg-type]
-    with unfinished(arguments.output) as work:
+    processes = PartialState(cpu=arguments.device == "cpu")
+    device = processes.device if processes.use_distributed else arguments.device
+    student.float().to(device)  # type: ignore[arg-type]
+    teacher.float().to(device)  # type: ignore[arg-type]
+    with unfinished(arguments.output, processes.is_main_process) as work:
         recovery = recover(
             student,
             teacher,
@@ -85,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
             origin,
             arguments.bf16,
         )
+        if not processes.is_main_process:
+            return
         student.to(dtype=stored_dtype)  # type: ignore[call-arg]
         report = {
             "base_model": public_name(teacher_name),

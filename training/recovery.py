@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import (
@@ -28,8 +30,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..audio import SAMPLING_RATE, Clip
 from ..errors import InputError
+from ..evaluation.transcription import now
 from ..lowrank.calibration import feature_batches, windows_of
-from ..lowrank.sensitivity import transcripts
+from ..lowrank.compression import set_factors
+from ..lowrank.sensitivity import layer_inputs, transcripts
+from ..lowrank.spectrum import Factors, balanced
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
 from ..saving import check_same, temporary_name
 
@@ -82,24 +87,25 @@ class Lessons(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         file, row = self._places[index]
         with safe_open(file, framework="pt") as lesson:
-            return {
-                name: lesson.get_slice(name)[row] for name in ("features", "layers", "states", "tokens", "predicted")
-            }
+            return {name: lesson.get_slice(name)[row] for name in lesson.keys()}  # noqa: SIM118
 
 
 def collate(lessons: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Lessons to a batch; tokens are filled up with 0, of which nothing is predicted."""
-    longest = max(len(lesson["tokens"]) for lesson in lessons)
-    filled = {
-        name: torch.stack([F.pad(lesson[name], (0, longest - len(lesson[name]))) for lesson in lessons])
-        for name in ("tokens", "predicted")
-    }
+    """Lessons to a batch; texts are filled up with 0, of which nothing is predicted."""
+
+    def stacked(name: str, dim: int = 0) -> torch.Tensor:
+        return torch.stack([lesson[name] for lesson in lessons], dim)
+
+    def filled(name: str) -> torch.Tensor:
+        return pad_sequence([lesson[name] for lesson in lessons], batch_first=True)
+
     return {
-        "input_features": torch.stack([lesson["features"] for lesson in lessons]),
-        "decoder_input_ids": filled["tokens"],
-        "predicted": filled["predicted"],
-        "layers": torch.stack([lesson["layers"] for lesson in lessons], dim=1),
-        "states": torch.stack([lesson["states"] for lesson in lessons]),
+        "input_features": stacked("features"),
+        "decoder_input_ids": filled("tokens"),
+        "predicted": filled("predicted"),
+        "decoder_states": filled("decoder_states"),
+        "layers": stacked("layers", dim=1),
+        "states": stacked("states"),
     }
 
 
@@ -130,11 +136,12 @@ def teach(
     origin: dict[str, Any],
 ) -> list[Path]:
     """
-    Runs the teacher over the audio once and keeps what it says: outputs of layers (fp16) and greedy transcript.
+    Runs the teacher over the audio once and keeps what it says: greedy transcripts, and outputs of the layers compared
+    and of the decoder (fp16).
 
     A step that reads this back takes a fraction of the time of one that also runs the teacher, which is larger than the
     student and would have to transcribe, and the device never holds both models. Disk: for each window and variant
-    24 MB for large-v3 (30 s), so 19 GB for 100 windows and 8 variants.
+    24 MB for large-v3 (30 s), so 19 GB for 100 windows and 8 variants. Several processes share the work.
 
     Args:
         teacher (`WhisperForConditionalGeneration`): the model before compression, on any device.
@@ -150,15 +157,17 @@ def teach(
     Raises:
         InputError: the teacher hears no speech, or the files are of something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    state = PartialState()
     kept = folder / "origin.json"
-    if kept.exists():
-        check_same(json.loads(kept.read_text()), json.loads(json.dumps(origin)), kept)
-    else:
-        with temporary_name(kept) as temporary:
-            temporary.write_text(json.dumps(origin))
-    files, words = [], 0
-    with tqdm(desc="teacher", unit="window", total=len(windows) * settings.variants) as progress:
+    with state.main_process_first():
+        if kept.exists():
+            check_same(json.loads(kept.read_text()), json.loads(json.dumps(origin)), kept)
+        else:
+            with temporary_name(kept) as temporary:
+                temporary.write_text(json.dumps(origin))
+    files: list[Path] = []
+    total = len(windows) * settings.variants
+    with tqdm(desc="teacher", unit="window", total=total, disable=not state.is_main_process) as progress:
         for variant in range(settings.variants):
             generator = np.random.default_rng([settings.seed, variant])
             audio = [spliced(windows, extractor.n_samples, generator) if variant else window for window in windows]
@@ -167,14 +176,17 @@ def teach(
             )
             for number, features in enumerate(batches):
                 files.append(folder / f"{variant:02}_{number:05}.safetensors")
-                if not files[-1].exists():
+                if len(files) % state.num_processes == state.process_index and not files[-1].exists():
                     lesson = _lesson(teacher, features)
                     with temporary_name(files[-1]) as temporary:
                         save_file({name: tensor.cpu().contiguous() for name, tensor in lesson.items()}, temporary)
-                with safe_open(files[-1], framework="pt") as lesson_file:
-                    predicted = lesson_file.get_tensor("predicted")
-                words += int(predicted.sum()) - len(predicted)  # the end is predicted in silence too
                 progress.update(len(features))
+    state.wait_for_everyone()
+    words = 0
+    for file in files:
+        with safe_open(file, framework="pt") as lesson_file:
+            predicted = lesson_file.get_tensor("predicted")
+        words += int(predicted.sum()) - len(predicted)  # the end is predicted in silence too
     if not words:
         raise InputError("the teacher hears no speech in the audio; give recordings of speech")
     return files
@@ -183,19 +195,22 @@ def teach(
 def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the teacher says of a batch; where its device has no room, it goes on on the CPU."""
     try:
-        given = features.to(teacher.device, teacher.dtype)
-        encoded = teacher.get_encoder()(given, output_hidden_states=True)
-        tokens, predicted, _ = transcripts(teacher, encoded.last_hidden_state)
+        encoder = teacher.get_encoder()
+        *inputs, last = layer_inputs(encoder, features.to(teacher.device, teacher.dtype))
+        states = encoder.layer_norm(last)
+        tokens, predicted, _ = transcripts(teacher, states)
+        decoded = teacher.get_decoder()(input_ids=tokens, encoder_hidden_states=states)
     except torch.OutOfMemoryError:
         if teacher.device.type == "cpu":
             raise
         logger.warning("no room for the teacher on %s: it runs on the CPU, once over the audio", teacher.device)
         return _lesson(teacher.to("cpu"), features)  # type: ignore[arg-type]
-    layers = [encoded.hidden_states[place].half() for place in compared_layers(teacher.config.encoder_layers)]
+    layers = [inputs[place].half() for place in compared_layers(teacher.config.encoder_layers)]
     return {
         "features": features,
         "layers": torch.stack(layers, dim=1),
-        "states": encoded.last_hidden_state.half(),
+        "states": states.half(),
+        "decoder_states": decoded.last_hidden_state.half(),
         "tokens": tokens,
         "predicted": predicted,
     }
@@ -206,11 +221,15 @@ def balance(model: nn.Module) -> None:
     """Gives both factors of every pair the same singular values, in place; their product stays as it is."""
     for pair in model.modules():
         if isinstance(pair, LowRankLinear):
-            basis1, first = torch.linalg.qr(pair.weight1.double())
-            basis2, second = torch.linalg.qr(pair.weight2.double().t())
-            left, values, right = torch.linalg.svd(first @ second.t())
-            pair.weight1.copy_(basis1 @ left * values.sqrt())
-            pair.weight2.copy_((basis2 @ right.t() * values.sqrt()).t())
+            set_factors(pair, balanced(Factors(pair.weight1.double(), pair.weight2.double(), pair.bias)))
+
+
+def freeze(model: nn.Module) -> None:
+    """Leaves nothing but the low-rank pairs to be trained."""
+    model.requires_grad_(False)
+    for pair in model.modules():
+        if isinstance(pair, LowRankLinear):
+            pair.requires_grad_(True)
 
 
 class RecoveryTrainer(Trainer):
@@ -220,6 +239,8 @@ class RecoveryTrainer(Trainer):
     loss = states * d(s, t) + layers * mean over layers of d(s_l, t_l) + logits * KL(p_t || p_s), where s and t are the
     outputs of the encoders and s_l and t_l those of their layers, d(s, t) = mean((s - t)^2) / var(t), and p are the
     distributions of the next token of the teacher's transcript, averaged over tokens. The decoder is the same in both.
+    Every term is taken of each window by itself and averaged over windows, so that it does not matter which windows
+    are in a batch together, or in which process.
     """
 
     def __init__(self, model: LiteWhisperForConditionalGeneration, settings: Recovery, **arguments: Any) -> None:
@@ -230,17 +251,15 @@ class RecoveryTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch from `collate`."""
-        tokens, predicted, states = inputs["decoder_input_ids"], inputs["predicted"], inputs["states"]
+        predicted, states = inputs["predicted"], inputs["states"]
         ours = model(
             input_features=inputs["input_features"],
-            decoder_input_ids=tokens,
+            decoder_input_ids=inputs["decoder_input_ids"],
             output_hidden_states=True,
             use_cache=False,
         )
         with torch.no_grad():
-            theirs = self.student(
-                encoder_outputs=(states.to(self.student.dtype),), decoder_input_ids=tokens, use_cache=False
-            )
+            theirs = self.student.proj_out(inputs["decoder_states"][predicted].to(self.student.dtype))
         places = compared_layers(self.student.config.encoder_layers)
         distances = [
             relative_distance(ours.encoder_hidden_states[place], wanted)
@@ -248,17 +267,24 @@ class RecoveryTrainer(Trainer):
         ]
         loss = self.settings.states * relative_distance(ours.encoder_last_hidden_state, states)
         loss = loss + self.settings.layers * torch.stack(distances).mean()
-        p_ours, p_theirs = (F.log_softmax(each.logits[predicted].float(), dim=-1) for each in (ours, theirs))
-        loss = loss + self.settings.logits * F.kl_div(p_ours, p_theirs, log_target=True, reduction="batchmean")
-        if model.training and not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()}")
+        p_ours, p_theirs = (F.log_softmax(each.float(), dim=-1) for each in (ours.logits[predicted], theirs))
+        divergence = torch.zeros(predicted.shape, device=p_ours.device)
+        divergence[predicted] = F.kl_div(p_ours, p_theirs, log_target=True, reduction="none").sum(dim=-1)
+        loss = loss + self.settings.logits * (divergence.sum(dim=1) / predicted.sum(dim=1)).mean()
+        # Of all processes, so that none is left waiting for one that has stopped.
+        if model.training and not self.accelerator.gather(loss.detach()).isfinite().all():
+            raise FloatingPointError("the loss is NaN or infinite")
         return (loss, {"logits": ours.logits}) if return_outputs else loss
 
 
 def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """The mean square of the difference, as a share of the variance of the latter; both of one shape."""
+    """
+    The mean square of the difference as a share of the variance of the latter, averaged over windows.
+
+    Both of shape = (windows, frames, d_model).
+    """
     theirs = theirs.float()
-    return F.mse_loss(ours.float(), theirs) / theirs.var()
+    return ((ours.float() - theirs).square().mean(dim=(1, 2)) / theirs.var(dim=(1, 2))).mean()
 
 
 def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> None:
@@ -312,6 +338,7 @@ def recover(
         InputError: student and teacher do not fit, or there is no speech.
     """
     check_pair(student, teacher)
+    PartialState(cpu=student.device.type == "cpu")  # so that several processes know of each other from here on
     began = time.monotonic()
     lasting = {name: value for name, value in asdict(settings).items() if name not in ("steps", "minutes")}
     windows = list(itertools.islice(windows_of(clips, extractor.n_samples), num_samples))
@@ -325,33 +352,30 @@ def recover(
     )
     balance(student)
     start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    student.requires_grad_(False)
-    for pair in student.modules():
-        if isinstance(pair, LowRankLinear):
-            pair.requires_grad_(True)
+    freeze(student)
     checkpoint = get_last_checkpoint(str(folder))
     if checkpoint:
         steps = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).max_steps
     elif settings.steps:
         steps = settings.steps
     else:
-        arguments = _arguments(settings, EVALUATIONS, folder, bf16, student.device)
-        trial = RecoveryTrainer(student, settings, args=arguments, eval_dataset=test)
-        steps = _affordable_steps(trial, train, 60 * settings.minutes - (time.monotonic() - began))
+        arguments = training_arguments(settings, EVALUATIONS, folder, bf16, student.device)
+        trial = RecoveryTrainer(student, settings, args=arguments, train_dataset=train, eval_dataset=test)
+        steps = _affordable_steps(trial, 60 * settings.minutes - (time.monotonic() - began))
     trainer = RecoveryTrainer(
         student,
         settings,
-        args=_arguments(settings, steps, folder, bf16, student.device),
+        args=training_arguments(settings, steps, folder, bf16, student.device),
         train_dataset=train,
         eval_dataset=test,
     )
-    before = trainer.evaluate()["eval_loss"]
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except FloatingPointError as error:
         logger.warning("%s at step %d: recovery stops; lower the learning rate", error, trainer.state.global_step)
         if trainer.state.best_model_checkpoint:
             trainer._load_best_model()
+    before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     after = trainer.evaluate()["eval_loss"]
     if not after < before:
         logger.warning("recovery did not help on the audio that was held out; the model is left as it was")
@@ -361,7 +385,10 @@ def recover(
     return {**asdict(settings), "steps": trainer.state.global_step, "loss_before": before, "loss_after": after}
 
 
-def _arguments(settings: Recovery, steps: int, folder: Path, bf16: bool, device: torch.device) -> TrainingArguments:
+def training_arguments(
+    settings: Recovery, steps: int, folder: Path, bf16: bool, device: torch.device
+) -> TrainingArguments:
+    """The arguments of a `RecoveryTrainer` that keeps the best of `EVALUATIONS` checkpoints in a folder."""
     interval = max(1, steps // EVALUATIONS)
     on_cuda = device.type == "cuda"
     return TrainingArguments(
@@ -373,13 +400,15 @@ def _arguments(settings: Recovery, steps: int, folder: Path, bf16: bool, device:
         lr_scheduler_type="cosine",
         warmup_steps=steps // 20,
         weight_decay=0.0,
-        optim="adamw_torch_fused" if on_cuda else "adamw_torch",
+        optim="adamw_torch_fused",
         bf16=bf16,
         seed=settings.seed,
         dataloader_num_workers=4 if on_cuda else 0,
         remove_unused_columns=False,
         label_names=["states"],
         prediction_loss_only=True,
+        # An evaluation before train() would leave the model without what adds up the gradients of several processes.
+        eval_on_start=True,
         eval_strategy="steps",
         eval_steps=interval,
         save_strategy="steps",
@@ -395,19 +424,20 @@ def _arguments(settings: Recovery, steps: int, folder: Path, bf16: bool, device:
     )
 
 
-def _affordable_steps(trial: RecoveryTrainer, train: Lessons, seconds: float) -> int:
+def _affordable_steps(trial: RecoveryTrainer, seconds: float) -> int:
     """How many steps, and the evaluations between them, fit into a time; measured on a few."""
-    start = time.monotonic()
-    trial.evaluate()
-    left = seconds - (EVALUATIONS + 2) * (time.monotonic() - start)
-    size = min(trial.settings.batch_size, len(train))
-    inputs = trial._prepare_inputs(collate([train[index] for index in range(size)]))
-    times = []
+    device, accelerator = trial.args.device, trial.accelerator
+    inputs = trial._prepare_inputs(next(iter(trial.get_train_dataloader())))
+    forward, whole = [], []
     for _ in range(4):
-        start = time.monotonic()
+        start = now(device)
         with trial.compute_loss_context_manager():
             loss = trial.compute_loss(trial.student, inputs)
+        forward.append(now(device) - start)
         loss.backward()
-        times.append(time.monotonic() - start)
+        whole.append(now(device) - start)
     trial.student.zero_grad(set_to_none=True)
-    return EVALUATIONS * max(1, int(left / sorted(times)[1] / EVALUATIONS))
+    evaluation = sorted(forward)[1] * len(trial.get_eval_dataloader())
+    left = seconds - (EVALUATIONS + 2) * evaluation
+    steps = torch.tensor(int(left / sorted(whole)[1] / EVALUATIONS), device=device)
+    return EVALUATIONS * max(1, int(accelerator.gather(steps).min()))

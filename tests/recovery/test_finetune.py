@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -39,8 +38,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finetune(workplace: Path, output: str, *options: str, **environment: str) -> str:
-    """Runs the program on the CPU; returns what it prints."""
+def finetune(workplace: Path, output: str, *options: str, **environment: str) -> None:
+    """Runs the program on the CPU."""
     command = [
         sys.executable,
         str(ROOT / "examples/finetune.py"),
@@ -54,11 +53,6 @@ def finetune(workplace: Path, output: str, *options: str, **environment: str) ->
     variables = os.environ | {"HF_HOME": str(workplace / "cache"), "OMP_NUM_THREADS": "1"} | environment
     result = subprocess.run(command, cwd=workplace, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def rates(printed: str) -> list[float]:
-    return [float(rate) for rate in re.findall(r"'eval_wer': '?([\d.]+)", printed)]
 
 
 TRANSCRIBE = """
@@ -88,7 +82,7 @@ def test_the_result_in_the_pipeline_gives_the_figure_of_the_trainer(workplace: P
     ]
     options += ["--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "3", "--load_best_model_at_end"]
     options += ["--metric_for_best_model", "wer", "--greater_is_better", "False", "--gradient_checkpointing", "--bf16"]
-    printed = finetune(workplace, "tuned", *options, "--gradient_accumulation_steps", "2")
+    finetune(workplace, "tuned", *options, "--gradient_accumulation_steps", "2")
     result = subprocess.run(
         [sys.executable, "-c", TRANSCRIBE, "tuned", "test"], cwd=workplace, capture_output=True, text=True
     )
@@ -98,9 +92,28 @@ def test_the_result_in_the_pipeline_gives_the_figure_of_the_trainer(workplace: P
     wanted = {line.split(",")[0]: line.split(",")[1] for line in lines}
     names = sorted(wanted)
     figure = jiwer.wer([wanted[name] for name in names], [said[name].strip() for name in names])
-    assert rates(printed)[-1] == pytest.approx(figure, abs=1e-6)
+    assert json.loads((workplace / "tuned/eval_results.json").read_text())["eval_wer"] == pytest.approx(figure)
     weights = [(workplace / name / "model.safetensors").read_bytes() for name in ("lite", "tuned")]
     assert weights[0] != weights[1]
+
+
+def losses(checkpoint: Path) -> list[tuple[int, float]]:
+    """The loss of every step until a checkpoint."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(workplace: Path) -> None:
+    """From what a run that dies in its fourth step leaves, the same losses as without interruption."""
+    options = ["--per_device_train_batch_size", "4", "--max_steps", "4", "--save_steps", "2", "--logging_steps", "1"]
+    options += ["--learning_rate", "1e-4", "--spec_augment", "True"]
+    finetune(workplace, "whole", *options)
+    (workplace / "killed").mkdir()
+    shutil.copytree(workplace / "whole/checkpoint-2", workplace / "killed/checkpoint-2")
+    finetune(workplace, "killed", *options, "--resume_from_checkpoint", "killed/checkpoint-2")
+    whole, killed = (losses(workplace / name / "checkpoint-4") for name in ("whole", "killed"))
+    assert killed == whole and [step for step, _ in whole] == [1, 2, 3, 4]
+    assert len({loss for _, loss in whole}) == 4
 
 
 def test_lora_resuming_and_pushing(workplace: Path, tmp_path: Path) -> None:
@@ -113,8 +126,7 @@ def test_lora_resuming_and_pushing(workplace: Path, tmp_path: Path) -> None:
         finetune(workplace, "adapted", *common, *resume, **hub.environment(tmp_path, TOKEN))
         pushed = hub.repositories["models", "org/adapted"].main.files
     assert {"model.safetensors", "modeling_lite_whisper.py", "tokenizer_config.json"} <= pushed.keys()
-    state = json.loads((workplace / "adapted/checkpoint-4/trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+    assert [step for step, _ in losses(workplace / "adapted/checkpoint-4")] == [1, 2, 3, 4]
     config = json.loads((workplace / "adapted/config.json").read_text())
     before = json.loads((workplace / "lite/config.json").read_text())
     assert config["low_rank_config"] != before["low_rank_config"]  # the adapter was merged into the pairs

@@ -67,10 +67,13 @@ def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_pat
     assert len(lessons) == 12
     with torch.no_grad():
         for lesson in (lessons[0], lessons[11]):
-            layers = layer_inputs(base_model.get_encoder(), lesson["features"][None])
-            torch.testing.assert_close(lesson["layers"].float(), torch.cat(layers[1:6]), rtol=2e-3, atol=2e-3)
-            states = base_model.get_encoder()(lesson["features"][None]).last_hidden_state[0]
-            torch.testing.assert_close(lesson["states"].float(), states, rtol=2e-3, atol=2e-3)
+            encoded = copy.deepcopy(base_model).get_encoder()(lesson["features"][None], output_hidden_states=True)
+            torch.testing.assert_close(
+                lesson["layers"].float(), torch.cat(encoded.hidden_states[1:6]), rtol=2e-3, atol=2e-3
+            )
+            torch.testing.assert_close(lesson["states"].float(), encoded[0][0], rtol=2e-3, atol=2e-3)
+            decoded = base_model.get_decoder()(lesson["tokens"][None], encoder_hidden_states=encoded[0])[0][0]
+            torch.testing.assert_close(lesson["decoder_states"].float(), decoded, rtol=2e-3, atol=2e-2)
             generated = base_model.generate(lesson["features"][None], language="en", task="transcribe", num_beams=1)[0]
             text = [token for token in generated.tolist() if token < base_model.config.eos_token_id]
             said = [token for token in lesson["tokens"].tolist() if 0 < token < base_model.config.eos_token_id]
@@ -105,21 +108,25 @@ def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, cli
     files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {})
     batch = collate([Lessons(files)[index] for index in range(4)])
     settings = Recovery(states=0.5, layers=0.7, logits=2.0)
-    arguments = recovery._arguments(settings, 5, tmp_path, False, torch.device("cpu"))
+    arguments = recovery.training_arguments(settings, 5, tmp_path, False, torch.device("cpu"))
     trainer = recovery.RecoveryTrainer(lite, settings, args=arguments, eval_dataset=Lessons(files))
     loss = trainer.compute_loss(lite, batch)
     with torch.no_grad():
-        wanted = batch["states"].float()
-        states = lite.get_encoder()(batch["input_features"]).last_hidden_state
-        tokens, predicted = batch["decoder_input_ids"], batch["predicted"]
-        logits = lite(encoder_outputs=(states,), decoder_input_ids=tokens).logits[predicted].double()
-        target = base_model(encoder_outputs=(wanted,), decoder_input_ids=tokens).logits[predicted].double()
-        p, q = target.softmax(-1), logits.softmax(-1)
-        divergence = (p * (p / q).log()).sum(-1).mean()
-        inner = layer_inputs(lite.get_encoder(), batch["input_features"])[1:6]
-        of_layers = [((a - b) ** 2).mean() / b.var() for a, b in zip(inner, batch["layers"].float(), strict=True)]
-        expected = 0.5 * ((states - wanted) ** 2).mean() / wanted.var() + 0.7 * sum(of_layers) / 5 + 2.0 * divergence
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        expected = 0.0
+        for index in range(4):  # each window by itself, through the teacher itself
+            features, tokens = batch["input_features"][index, None], batch["decoder_input_ids"][index, None]
+            predicted = batch["predicted"][index, None]
+            wanted = base_model.get_encoder()(features).last_hidden_state
+            states = lite.get_encoder()(features).last_hidden_state
+            logits = lite(encoder_outputs=(states,), decoder_input_ids=tokens).logits[predicted].double()
+            target = base_model(encoder_outputs=(wanted,), decoder_input_ids=tokens).logits[predicted].double()
+            p, q = target.softmax(-1), logits.softmax(-1)
+            divergence = (p * (p / q).log()).sum(-1).mean()
+            pairs = zip(*(layer_inputs(m.get_encoder(), features)[1:6] for m in (lite, base_model)), strict=True)
+            of_layers = [((a - b) ** 2).mean() / b.var() for a, b in pairs]
+            of_states = ((states - wanted) ** 2).mean() / wanted.var()
+            expected += (0.5 * of_states + 0.7 * sum(of_layers) / 5 + 2.0 * divergence) / 4
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
 
 
 def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor, clips, tmp_path: Path) -> None:
@@ -137,7 +144,7 @@ def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor,
 def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tmp_path: Path) -> None:
     """As many as fit beside the evaluations, a whole number between two of them, and at least one."""
     said = []
-    for minutes in (0.0, 0.2):
+    for minutes in (0.0, 0.1):
         settings = replace(SHORT, steps=None, minutes=minutes)
         folder = tmp_path / str(minutes)
         given = (base_model, processor.feature_extractor, clips, 12, folder, settings)
@@ -171,7 +178,7 @@ def test_a_loss_that_becomes_nan_keeps_the_best_step(
     monkeypatch.setattr(recovery, "RecoveryTrainer", Spoiled)
     gentle = replace(SHORT, learning_rate=1e-4)
     said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
-    assert "the loss is nan at step 7" in caplog.text and "learning rate" in caplog.text
+    assert "the loss is NaN or infinite at step 7" in caplog.text and "learning rate" in caplog.text
     assert said["loss_after"] < said["loss_before"]
     assert all(tensor.isfinite().all() for tensor in lite.state_dict().values())
 

@@ -1,0 +1,92 @@
+"""
+Fine-tuning compressed models against fine-tuning the uncompressed one: the same program, steps and seeds.
+
+    python benchmarks/finetuning.py --digits FOLDER [--ratios 0.14 0.2] [--seeds 3] [--csv FILE] [OPTIONS]
+
+FOLDER holds calibration/, newvoice_train/ and newvoice_test/; the miniature has never heard the voices of the last two.
+It is compressed to shares of its encoder, and examples/finetune.py trains every model once for each seed, with OPTIONS
+(of `Seq2SeqTrainingArguments`, in place of the ones below). "fall" is the word error rate before minus that after, in
+points, all seeds together; "more" is by how much it exceeds the fall of the uncompressed model, with the 95 % interval
+of a paired bootstrap over strings.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from quality import MULTIPLE, Test
+
+from lite_whisper import convert
+from lite_whisper.audio import AudioDataset
+from lite_whisper.evaluation.significance import paired_bootstrap
+from lite_whisper.evaluation.word_error_rate import text_normalizer
+from lite_whisper.model_folder import load_model
+
+ROOT = Path(__file__).parents[1]
+MINIATURE = ROOT / "examples/whisper-digits"
+OPTIONS = ["--max_steps", "60", "--learning_rate", "1e-4", "--warmup_steps", "6", "--per_device_train_batch_size", "8"]
+
+
+def compressed(digits: Path, ratio: float, folder: Path) -> Path:
+    """The miniature at a share of its encoder's parameters."""
+    command = ["--model", MINIATURE, "--dataset", digits / "calibration", "--ratio", ratio, "--output", folder]
+    if convert.main([str(word) for word in [*command, "--rank-multiple", MULTIPLE]]):
+        raise SystemExit(1)
+    return folder
+
+
+def fine_tuned(model: Path, digits: Path, folder: Path, options: list[str]) -> Path:
+    """What `examples/finetune.py` makes of a model."""
+    command = [sys.executable, ROOT / "examples/finetune.py", model, "--output_dir", folder, "--language", "en"]
+    command += ["--train", digits / "newvoice_train", "--test", digits / "newvoice_test", "--save_strategy", "no"]
+    subprocess.run([str(word) for word in [*command, *options]], check=True)
+    return folder
+
+
+def main() -> None:
+    """Prints the table and writes it as CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--digits", type=Path, required=True)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.14, 0.2])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--csv", type=Path)
+    arguments, options = parser.parse_known_args()
+
+    clips = list(AudioDataset([str(arguments.digits / "newvoice_test")], need_text=True))
+    processor = load_model(str(MINIATURE))[1]
+    test = Test(clips, len(clips), processor, text_normalizer("basic", processor.tokenizer))
+
+    def errors(folder: Path) -> np.ndarray:
+        return test.errors(load_model(str(folder))[0].eval())
+
+    words = test.words * arguments.seeds
+    rows = []
+    base_fall = np.zeros_like(words)
+    with tempfile.TemporaryDirectory() as work:
+        for ratio in (1.0, *arguments.ratios):
+            start = MINIATURE if ratio == 1 else compressed(arguments.digits, ratio, Path(work) / f"{ratio}")
+            before, after = errors(start) * arguments.seeds, np.zeros_like(words)
+            for seed in range(arguments.seeds):
+                folder = Path(work) / f"{ratio}-{seed}"
+                after += errors(fine_tuned(start, arguments.digits, folder, [*OPTIONS, "--seed", str(seed), *options]))
+            if ratio == 1:
+                base_fall = before - after
+            more, low, high = paired_bootstrap(before - after, base_fall, words)
+            row: dict[str, float] = {"ratio": ratio}
+            figures = {"before": before.sum(), "after": after.sum(), "fall": (before - after).sum()}
+            row |= {name: 100 * float(count) / words.sum() for name, count in figures.items()}
+            rows.append({**row, "more": more, "low": low, "high": high})
+            print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Recovery and fine-tuning by two processes, which `accelerate launch` starts, against one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lite_whisper import convert
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples/whisper-digits"
+AUDIO = ROOT / "examples/digits/calibration"
+TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+TWO += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A strongly compressed miniature in `lite`."""
+    folder = tmp_path_factory.mktemp("processes")
+    command = ["--model", MODEL, "--dataset", AUDIO, "--output", folder / "lite", "--recipe", "liteasr"]
+    command += ["--num-samples", 8, "--rank-multiple", 4, "--thresholds", "0.9:0.95"]
+    assert convert.main([str(word) for word in command]) == 0
+    return folder
+
+
+def python(workplace: Path, *words: object) -> str:
+    """Runs Python with these arguments on the CPU; returns what it prints."""
+    result = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=workplace,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_two_processes_recover_what_one_does(workplace: Path) -> None:
+    """The same losses, of the same windows, and the same weights; one of them writes."""
+    command = ["recover", "lite", "--teacher", MODEL, "--dataset", AUDIO, "--num-samples", 12, "--steps", 5]
+    command += ["--learning-rate", 1e-4, "--device", "cpu"]
+    python(workplace, "-m", "lite_whisper.cli", *command, "--batch-size", 4, "--output", "one")
+    said = python(workplace, *TWO, "-m", "lite_whisper.cli", *command, "--batch-size", 2, "--output", "two")
+    assert said.count("written to two") == 1
+    assert sorted(path.name for path in workplace.iterdir()) == ["lite", "one", "two"]
+    one, two = (json.loads((workplace / name / "compression.json").read_text())["recovery"] for name in ("one", "two"))
+    assert one["loss_after"] < one["loss_before"]
+    for loss in ("loss_before", "loss_after"):
+        assert two[loss] == pytest.approx(one[loss], rel=1e-4)
+    start, *weights = (load_file(workplace / name / "model.safetensors") for name in ("lite", "one", "two"))
+    moved = [name for name in start if not torch.equal(start[name], weights[0][name])]
+    assert moved
+    for name in moved:
+        if not name.endswith("k_proj.bias"):  # cancels in the softmax: its gradient is nothing but rounding
+            step = (weights[0][name] - start[name]).norm()
+            assert (weights[0][name] - weights[1][name]).norm() < 0.05 * step, name
+
+
+def test_two_processes_fine_tune_what_one_does(workplace: Path) -> None:
+    """The same losses before training and after each step; the test set divides evenly."""
+    command = [ROOT / "examples/finetune.py", "lite", "--train", ROOT / "examples/digits/test", "--test", AUDIO]
+    command += ["--language", "en", "--use_cpu", "--report_to", "none", "--max_steps", 2, "--eval_strategy", "steps"]
+    command += ["--eval_steps", 1, "--learning_rate", 1e-5, "--save_strategy", "no", "--gradient_checkpointing"]
+    command += ["--per_device_eval_batch_size", 30]
+    curves = []
+    for name, launcher, size in (("tuned", [], 4), ("tuned-by-two", TWO, 2)):
+        printed = python(workplace, *launcher, *command, "--output_dir", name, "--per_device_train_batch_size", size)
+        curves.append([float(loss) for loss in re.findall(r"'eval_loss': '?([\d.]+)", printed)])
+        assert (workplace / name / "model.safetensors").exists()
+    assert len(curves[0]) == 3 and curves[0][-1] < curves[0][0]
+    assert curves[1] == pytest.approx(curves[0], rel=2e-3)
