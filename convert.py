@@ -263,7 +263,7 @@ def convert(arguments: argparse.Namespace) -> None:
                 AudioDataset(arguments.dataset, seed=arguments.seed),
                 arguments.num_samples,
                 work / "recovery",
-                Recovery(minutes=arguments.recover, seed=arguments.seed),
+                Recovery(minutes=arguments.recover, noise=arguments.noise, seed=arguments.seed),
                 {"recipe": account["recipe"], "calibration": account["calibration"]},
             )
         before = measure(model, processor, clips, arguments, stored_dtype)

@@ -34,5 +34,5 @@ setup(
         "tqdm",
         "transformers>=5.0",
     ],
-    extras_require={"test": ["jsonschema", "mypy", "peft>=0.18", "pytest", "ruff", "torchao"]},
+    extras_require={"test": ["jsonschema", "mypy", "peft>=0.18", "pytest", "pytest-xdist", "ruff", "torchao"]},
 )

@@ -1,7 +1,7 @@
 """
 Fine-tuning compressed models against fine-tuning the uncompressed one: the same program, steps and seeds.
 
-    python benchmarks/finetuning.py --digits FOLDER [--ratios 0.14 0.2] [--seeds 3] [--csv FILE] [OPTIONS]
+    python benchmarks/finetuning.py [--digits FOLDER] [--ratios 0.14 0.2] [--seeds 3] [--csv FILE] [OPTIONS]
 
 FOLDER holds calibration/, newvoice_train/ and newvoice_test/; the miniature has never heard the voices of the last two.
 It is compressed to shares of its encoder, and examples/finetune.py trains every model once for each seed, with OPTIONS
@@ -11,14 +11,13 @@ of a paired bootstrap over strings.
 """
 
 import argparse
-import csv
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from quality import MULTIPLE, Test
+from quality import MULTIPLE, Test, write_table
 
 from lite_whisper import convert
 from lite_whisper.audio import AudioDataset
@@ -50,7 +49,7 @@ def fine_tuned(model: Path, digits: Path, folder: Path, options: list[str]) -> P
 def main() -> None:
     """Prints the table and writes it as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--digits", type=Path, required=True)
+    parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.14, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--csv", type=Path)
@@ -82,10 +81,7 @@ def main() -> None:
             rows.append({**row, "more": more, "low": low, "high": high})
             print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, arguments.csv)
 
 
 if __name__ == "__main__":

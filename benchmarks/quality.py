@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,14 @@ class Test:
         """Words of each string, summed over its noisy copies; shape = (strings,)"""
         counts = [len(self.normalize(clip.text or "").split()) for clip in self.clips]
         return np.array(counts).reshape(-1, self.strings).sum(axis=0)
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes rows that have the same columns as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def relative(spectra: EncoderSpectra) -> EncoderSpectra:
@@ -163,10 +172,7 @@ def main() -> None:
             one_ranks = budget_ranks(encoder_spectra(model, moments, one), budget, MULTIPLE)
             report(seed, thresholds, "loss-aware, one draw", refit(model, batches, one_ranks, one))
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, arguments.csv)
 
 
 if __name__ == "__main__":

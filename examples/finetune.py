@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
@@ -26,7 +25,6 @@ from transformers.trainer_utils import EvalPrediction
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
 from lite_whisper.evaluation.word_error_rate import WordErrorRate, text_normalizer
-from lite_whisper.training.lora import low_rank_lora
 
 
 @dataclass
@@ -73,6 +71,10 @@ def main() -> None:
     model.generation_config.language, model.generation_config.task = ours.language, "transcribe"
     model.config.apply_spec_augment = ours.spec_augment
     if ours.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        from lite_whisper.training.lora import low_rank_lora
+
         config = LoraConfig(target_modules=["q_proj", "v_proj"], r=ours.lora_rank, lora_alpha=2 * ours.lora_rank)
         model = get_peft_model(model, low_rank_lora(config, model))
 

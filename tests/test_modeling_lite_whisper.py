@@ -7,6 +7,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -230,6 +231,23 @@ def test_half_precision(dtype: torch.dtype) -> None:
         )
     assert result.dtype == dtype
     assert float((result.float() - expected).norm() / expected.norm()) < 0.03
+
+
+def test_spec_augment_masks_what_whisper_masks() -> None:
+    """In training alone, by numpy's generator."""
+    model = random_model()
+    model.config.apply_spec_augment, model.config.mask_feature_prob = True, 0.3
+    stock, given = model.to_whisper(), inputs(model.config)
+
+    def seeded(whisper: nn.Module) -> torch.Tensor:
+        np.random.seed(0)
+        with torch.no_grad():
+            return whisper(**given).logits
+
+    evaluated = seeded(model)
+    masked = seeded(model.train())
+    assert not torch.allclose(masked, evaluated)
+    torch.testing.assert_close(masked, seeded(stock.train()))
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -99,6 +99,9 @@ def test_programs(demo: str, workplace: Path) -> None:
 
 def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if not line.startswith("make ")]
+    for long, short in (("--minutes 10", "--minutes 0.3"), ("--max_steps 60", "--max_steps 6")):
+        assert sum(long in command for command in commands) == 1
+        commands = [command.replace(long, short) for command in commands]
     with HubStandIn(
         {
             "openai/whisper-small": ROOT / "examples/whisper-digits",
@@ -116,8 +119,8 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
             text=True,
         )
     assert result.returncode == 0, result.stderr
-    outputs = [*re.findall(r"--output (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 10
+    outputs = [*re.findall(r"--output(?:_dir)? (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
+    assert len(outputs) == len(set(outputs)) == 12
     outputs.remove("curve")
     outputs.remove("family")
     family = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}

@@ -62,7 +62,7 @@ class Recovery:
 
     steps: int | None = None
     minutes: float = 10.0
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     states: float = 1.0
     layers: float = 1.0
     logits: float = 0.05
@@ -352,6 +352,7 @@ def recover(
     )
     balance(student)
     start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     freeze(student)
     checkpoint = get_last_checkpoint(str(folder))
     if checkpoint:
@@ -381,7 +382,9 @@ def recover(
         logger.warning("recovery did not help on the audio that was held out; the model is left as it was")
         student.load_state_dict(start)
         after = before
-    student.requires_grad_(True).eval()
+    for parameter in trainable:  # all but the position embeddings
+        parameter.requires_grad_(True)
+    student.eval()
     return {**asdict(settings), "steps": trainer.state.global_step, "loss_before": before, "loss_after": after}
 
 
@@ -404,6 +407,7 @@ def training_arguments(
         bf16=bf16,
         seed=settings.seed,
         dataloader_num_workers=4 if on_cuda else 0,
+        dataloader_persistent_workers=on_cuda,
         remove_unused_columns=False,
         label_names=["states"],
         prediction_loss_only=True,
