@@ -15,7 +15,6 @@ from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -55,7 +54,7 @@ class Recovery:
     steps : int, None for as many as fit into `minutes`
     minutes : float, all of it together: the teacher's part and the student's
     learning_rate : float, the highest, reached after a twentieth of the steps; it falls to 0 as a cosine
-    states, layers, logits : float, weights of the losses, see `RecoveryTrainer`
+    states, layers, decoder : float, weights of the losses, see `RecoveryTrainer`
     variants : int, copies of the audio, each in noise of its own; all but the first are pieces in random order
     noise : tuple, range of signal-to-noise ratios in dB, or ()
     """
@@ -65,7 +64,7 @@ class Recovery:
     learning_rate: float = 1e-3
     states: float = 1.0
     layers: float = 1.0
-    logits: float = 0.05
+    decoder: float = 0.2
     variants: int = 8
     noise: tuple[float, float] | tuple[()] = (0.0, 40.0)
     batch_size: int = 8
@@ -236,55 +235,63 @@ class RecoveryTrainer(Trainer):
     """
     A `Trainer` whose loss compares a student with what a teacher said of the same features.
 
-    loss = states * d(s, t) + layers * mean over layers of d(s_l, t_l) + logits * KL(p_t || p_s), where s and t are the
-    outputs of the encoders and s_l and t_l those of their layers, d(s, t) = mean((s - t)^2) / var(t), and p are the
-    distributions of the next token of the teacher's transcript, averaged over tokens. The decoder is the same in both.
-    Every term is taken of each window by itself and averaged over windows, so that it does not matter which windows
-    are in a batch together, or in which process.
+    loss = states * d(s, t) + layers * mean over layers of d(s_l, t_l) + decoder * d(u, v), where s and t are the
+    outputs of the encoders, s_l and t_l those of their layers, u and v what the decoder, which is the same in both,
+    makes of s and t before each token of the teacher's transcript, and d(s, t) = mean((s - t)^2) / var(t). Every term
+    is taken of each window by itself and averaged over windows, so that it does not matter which windows are in a batch
+    together, or in which process.
     """
 
-    def __init__(self, model: LiteWhisperForConditionalGeneration, settings: Recovery, **arguments: Any) -> None:
-        super().__init__(model, data_collator=collate, **arguments)
-        self.student, self.settings = model, settings
+    def __init__(self, student: LiteWhisperForConditionalGeneration, settings: Recovery, **arguments: Any) -> None:
+        self.student = student.model  # without its head over the vocabulary
+        self.settings = settings
+        super().__init__(self.student, data_collator=collate, **arguments)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch from `collate`."""
-        predicted, states = inputs["predicted"], inputs["states"]
         ours = model(
             input_features=inputs["input_features"],
             decoder_input_ids=inputs["decoder_input_ids"],
             output_hidden_states=True,
             use_cache=False,
         )
-        with torch.no_grad():
-            theirs = self.student.proj_out(inputs["decoder_states"][predicted].to(self.student.dtype))
-        places = compared_layers(self.student.config.encoder_layers)
+        layers = ours.encoder_hidden_states
         distances = [
-            relative_distance(ours.encoder_hidden_states[place], wanted)
-            for place, wanted in zip(places, inputs["layers"], strict=True)
+            relative_distance(layers[place], wanted)
+            for place, wanted in zip(compared_layers(len(layers) - 1), inputs["layers"], strict=True)
         ]
-        loss = self.settings.states * relative_distance(ours.encoder_last_hidden_state, states)
-        loss = loss + self.settings.layers * torch.stack(distances).mean()
-        p_ours, p_theirs = (F.log_softmax(each.float(), dim=-1) for each in (ours.logits[predicted], theirs))
-        divergence = torch.zeros(predicted.shape, device=p_ours.device)
-        divergence[predicted] = F.kl_div(p_ours, p_theirs, log_target=True, reduction="none").sum(dim=-1)
-        loss = loss + self.settings.logits * (divergence.sum(dim=1) / predicted.sum(dim=1)).mean()
+        loss = (
+            self.settings.states * relative_distance(ours.encoder_last_hidden_state, inputs["states"])
+            + self.settings.layers * torch.stack(distances).mean()
+            + self.settings.decoder
+            * relative_distance(ours.last_hidden_state, inputs["decoder_states"], inputs["predicted"])
+        )
         # Of all processes, so that none is left waiting for one that has stopped.
         if model.training and not self.accelerator.gather(loss.detach()).isfinite().all():
             raise FloatingPointError("the loss is NaN or infinite")
-        return (loss, {"logits": ours.logits}) if return_outputs else loss
+        return (loss, {"last_hidden_state": ours.last_hidden_state}) if return_outputs else loss
 
 
-def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+def relative_distance(ours: torch.Tensor, theirs: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """
     The mean square of the difference as a share of the variance of the latter, averaged over windows.
 
-    Both of shape = (windows, frames, d_model).
+    Args:
+        ours: shape = (windows, positions, d_model).
+        theirs: of the same shape.
+        counted: which positions count, all by default; shape = (windows, positions).
     """
     theirs = theirs.float()
-    return ((ours.float() - theirs).square().mean(dim=(1, 2)) / theirs.var(dim=(1, 2))).mean()
+    weights = torch.ones_like(theirs[..., 0]) if counted is None else counted.float()
+    weights = weights / weights.sum(dim=1, keepdim=True)
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return (values.mean(dim=2) * weights).sum(dim=1)
+
+    variance = mean((theirs - mean(theirs)[:, None, None]).square())
+    return (mean((ours.float() - theirs).square()) / variance).mean()
 
 
 def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> None:
