@@ -266,6 +266,7 @@ def convert(arguments: argparse.Namespace) -> None:
                 Recovery(minutes=arguments.recover, noise=arguments.noise, seed=arguments.seed),
                 {"recipe": account["recipe"], "calibration": account["calibration"]},
             )
+            model.to(arguments.device)  # type: ignore[arg-type]
         before = measure(model, processor, clips, arguments, stored_dtype)
         after = measure(lite, processor, clips, arguments, stored_dtype)
         lite.to(dtype=stored_dtype)  # type: ignore[call-arg]

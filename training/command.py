@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     processes = PartialState(cpu=arguments.device == "cpu")
     device = processes.device if processes.use_distributed else arguments.device
     student.float().to(device)  # type: ignore[arg-type]
-    teacher.float().to(device)  # type: ignore[arg-type]
+    teacher.float()
     with unfinished(arguments.output, processes.is_main_process) as work:
         recovery = recover(
             student,

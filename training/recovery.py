@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..audio import SAMPLING_RATE, Clip
 from ..errors import InputError
@@ -202,8 +204,7 @@ def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) ->
     except torch.OutOfMemoryError:
         if teacher.device.type == "cpu":
             raise
-        logger.warning("no room for the teacher on %s: it runs on the CPU, once over the audio", teacher.device)
-        return _lesson(teacher.to("cpu"), features)  # type: ignore[arg-type]
+        return _lesson(_on_cpu(teacher), features)
     layers = [inputs[place].half() for place in compared_layers(teacher.config.encoder_layers)]
     return {
         "features": features,
@@ -213,6 +214,11 @@ def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) ->
         "tokens": tokens,
         "predicted": predicted,
     }
+
+
+def _on_cpu(teacher: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    logger.warning("no room for the teacher on the device: it runs on the CPU, once over the audio")
+    return teacher.to("cpu")  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -329,7 +335,9 @@ def recover(
 
     Args:
         student (`LiteWhisperForConditionalGeneration`): in fp32, on the device to train on.
-        teacher (`WhisperForConditionalGeneration`): the model that it was made from.
+        teacher (`WhisperForConditionalGeneration`):
+            The model that it was made from. It is on that device while it is needed, in the place of the student, and
+            on the CPU afterwards.
         extractor (`WhisperFeatureExtractor`): of both.
         clips (`Iterable[Clip]`): audio without transcripts.
         num_samples (`int`): windows to take at the most.
@@ -345,7 +353,8 @@ def recover(
         InputError: student and teacher do not fit, or there is no speech.
     """
     check_pair(student, teacher)
-    PartialState(cpu=student.device.type == "cpu")  # so that several processes know of each other from here on
+    device = student.device
+    PartialState(cpu=device.type == "cpu")  # so that several processes know of each other from here on
     began = time.monotonic()
     lasting = {name: value for name, value in asdict(settings).items() if name not in ("steps", "minutes")}
     windows = list(itertools.islice(windows_of(clips, extractor.n_samples), num_samples))
@@ -353,32 +362,40 @@ def recover(
         raise InputError("there is too little audio to hold some out; give more")
     held_out = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
     kept = [window for window in windows if not any(window is other for other in held_out)]
+    student.to("cpu")  # type: ignore[arg-type]
+    try:
+        teacher.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        _on_cpu(teacher)
     train, test = (
         Lessons(teach(teacher, extractor, part, settings, folder / name, {**(origin or {}), **lasting}))
         for name, part in (("train", kept), ("test", held_out))
     )
+    teacher.to("cpu")  # type: ignore[arg-type]
+    student.to(device)  # type: ignore[arg-type]
     balance(student)
-    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     freeze(student)
-    checkpoint = get_last_checkpoint(str(folder))
+    start = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
+    with PartialState().main_process_first():
+        checkpoint = _last_checkpoint(folder)
     if checkpoint:
-        steps = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).max_steps
+        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).max_steps
     elif settings.steps:
         steps = settings.steps
     else:
-        arguments = training_arguments(settings, EVALUATIONS, folder, bf16, student.device)
+        arguments = training_arguments(settings, EVALUATIONS, folder, bf16, device)
         trial = RecoveryTrainer(student, settings, args=arguments, train_dataset=train, eval_dataset=test)
         steps = _affordable_steps(trial, 60 * settings.minutes - (time.monotonic() - began))
     trainer = RecoveryTrainer(
         student,
         settings,
-        args=training_arguments(settings, steps, folder, bf16, student.device),
+        args=training_arguments(settings, steps, folder, bf16, device),
         train_dataset=train,
         eval_dataset=test,
     )
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except FloatingPointError as error:
         logger.warning("%s at step %d: recovery stops; lower the learning rate", error, trainer.state.global_step)
         if trainer.state.best_model_checkpoint:
@@ -387,12 +404,25 @@ def recover(
     after = trainer.evaluate()["eval_loss"]
     if not after < before:
         logger.warning("recovery did not help on the audio that was held out; the model is left as it was")
-        student.load_state_dict(start)
+        student.load_state_dict(start, strict=False)
         after = before
     for parameter in trainable:  # all but the position embeddings
         parameter.requires_grad_(True)
     student.eval()
     return {**asdict(settings), "steps": trainer.state.global_step, "loss_before": before, "loss_after": after}
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; what a run that was killed left half-written is removed."""
+    checkpoints = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        try:
+            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))  # written last
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            return checkpoint
+    return None
 
 
 def training_arguments(

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +212,9 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
         patch.setattr(recovery, "RecoveryTrainer", Killed)
         with pytest.raises(KeyboardInterrupt):
             recover(broken, *given, tmp_path / "broken", SHORT)
+    # and died again while it wrote a checkpoint
+    shutil.copytree(tmp_path / "broken/checkpoint-6", tmp_path / "broken/checkpoint-8")
+    (tmp_path / "broken/checkpoint-8/trainer_state.json").write_text('{"best_global')
     recover(resumed, *given, tmp_path / "broken", SHORT)
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
     curves = [
@@ -241,6 +245,25 @@ def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
     lesson = recovery._lesson(Teacher(), features)  # type: ignore[arg-type]
     assert moved == ["cpu"] and lesson["states"].shape == (2, 300, 256)
     assert "runs on the CPU" in caplog.text
+
+
+def test_a_teacher_for_which_the_device_is_too_small(
+    lite, base_model, processor, clips, tmp_path: Path, caplog
+) -> None:
+    """It goes to the CPU before the audio, and recovery goes on."""
+    teacher = copy.deepcopy(base_model)
+    moved: list[str] = []
+
+    def to(device: torch.device | str) -> WhisperForConditionalGeneration:
+        moved.append(str(device))
+        if len(moved) == 1:
+            raise torch.OutOfMemoryError("full")
+        return teacher
+
+    teacher.to = to
+    short = Recovery(steps=5, variants=1, batch_size=4)
+    assert recover(lite, teacher, processor.feature_extractor, clips, 6, tmp_path, short)["steps"] == 5
+    assert moved == ["cpu", "cpu", "cpu"] and "runs on the CPU" in caplog.text
 
 
 def test_student_and_teacher_of_different_families(lite, processor, clips, tmp_path: Path) -> None:
