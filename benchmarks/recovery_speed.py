@@ -87,7 +87,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work, PeakMemory(device) as memory:
             options = training_arguments(settings, arguments.steps, Path(work), arguments.bf16, device)
             options.eval_strategy = options.save_strategy = "no"
-            options.load_best_model_at_end = False
+            options.load_best_model_at_end = options.eval_on_start = False
             lessons = random_lessons(config, 2 * arguments.batch_size, Path(work))
             RecoveryTrainer(student, settings, args=options, train_dataset=lessons, callbacks=[clock]).train()
         rate = (len(clock.times) - WARM_UP) / (clock.times[-1] - clock.times[WARM_UP - 1])

@@ -1,6 +1,8 @@
-"""The ranks with which speed is measured."""
+"""The ranks with which speed is measured, and a benchmark that nothing else runs."""
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +46,11 @@ def test_known_ranks_are_kept(encoder_speed) -> None:
         shape = "turbo" if "turbo" in name else "large-v3"
         size = next((size for size in ("acc", "fast") if name.split()[0].endswith(size)), "plain")
         assert encoder_speed.published_ranks(shape, size)[: len(known)] == known
+
+
+def test_recovery_speed_runs() -> None:
+    command = [ROOT / "benchmarks/recovery_speed.py", "--shapes", "tiny", "--steps", 3, "--batch-size", 1]
+    words = [sys.executable, *map(str, command), "--device", "cpu", "--threads", "1"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"tiny fast, batch 1, fp32, CPU, 1 threads: [\d.]+ steps/s", result.stdout)
