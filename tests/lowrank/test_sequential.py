@@ -68,6 +68,7 @@ def test_regression_is_the_best_there_is(out_features: int, in_features: int) ->
     reference = reference @ q.t() + bias if tall else reference + bias
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=1e-6)
     assert project(wanted - found).norm() < project(wanted - wanted.mean(dim=0)).norm()
+    torch.testing.assert_close(*(torch.linalg.svdvals(weight) for weight in (factors.weight1, factors.weight2)))
 
 
 def test_a_large_ridge_keeps_the_weights() -> None:

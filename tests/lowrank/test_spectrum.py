@@ -43,6 +43,7 @@ def test_random_matrices(out_features: int, in_features: int, side: str, with_bi
     assert factors.weight1.shape == (in_features, rank)
     assert factors.weight2.shape == (rank, out_features)
     assert relative_error(x @ factors.weight1 @ factors.weight2 + factors.bias, projected) < 1e-8
+    torch.testing.assert_close(*(torch.linalg.svdvals(weight) for weight in (factors.weight1, factors.weight2)))
     found = output_eigenvalues(weight, covariance, side)
     shared = min(in_features, out_features)
     torch.testing.assert_close(found[:shared], eigenvalues[:shared], rtol=0, atol=1e-8 * float(eigenvalues[0]))
