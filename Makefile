@@ -30,7 +30,7 @@ test: .venv/installed .venv-4.57/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_readme.py tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n auto --maxprocesses 4 --dist loadfile
 	$(BIN)/pytest tests/compatibility
 	$(OLD)/pytest tests/compatibility
 	PYTHONPATH=.venv-4.57/package $(OLD)/pytest tests/training
