@@ -3,6 +3,7 @@
 """Whisper whose encoder projections are low-rank pairs (LiteASR, Kamahori et al., EMNLP 2025)."""
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.models.whisper.modeling_whisper import (
 )
 
 from .configuration_lite_whisper import LiteWhisperConfig
+from .inference_lite_whisper import InferenceLayer, break_even_ranks, projections
 
 
 class LowRankLinear(nn.Module):
@@ -60,6 +62,48 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
             parent = self if projection in ("fc1", "fc2") else self.self_attn
             dense = getattr(parent, projection)
             setattr(parent, projection, LowRankLinear(dense.in_features, dense.out_features, rank))
+        self.inference: InferenceLayer | None = None  # see LiteWhisperEncoder.optimize_for_inference
+        self.register_load_state_dict_post_hook(_derive_after_loading)
+
+    def derive(self) -> None:
+        """Derives from the weights as they are now what inference computes with, where it can."""
+        if self.inference is not None:
+            self.inference = self.inference.renewed(self)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "LiteWhisperEncoderLayer":  # what .to(), .half() and the like call
+        super()._apply(*args, **kwargs)
+        self.derive()
+        return self
+
+    def train(self, mode: bool = True) -> "LiteWhisperEncoderLayer":
+        """As in torch. Training uses the plain layer; what it has changed counts in inference from then on."""
+        trained = self.training and not mode
+        super().train(mode)
+        if trained:
+            self.derive()
+        return self
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in Whisper; by `InferenceLayer` where there is one and it can do what is asked."""
+        if self.inference is not None and not self.inference.applies_to(self):
+            self.inference = None
+        masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
+        asked = masked or kwargs.get("output_attentions") or not self.uses_sdpa
+        if self.inference is None or self.training or torch.is_grad_enabled() or asked:
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)  # type: ignore[arg-type]
+        hidden_states = self.inference.forward(self, hidden_states)
+        return (hidden_states, None) if "layer_head_mask" in kwargs else hidden_states  # a tuple up to transformers 4
+
+    @property
+    def uses_sdpa(self) -> bool:
+        """Whether attention is torch's; others, such as eager attention, may be asked for what that does not return."""
+        return self.self_attn.config is not None and self.self_attn.config._attn_implementation == "sdpa"
+
+
+def _derive_after_loading(layer: LiteWhisperEncoderLayer, _: object) -> None:
+    layer.derive()
 
 
 class LiteWhisperEncoder(WhisperEncoder):
@@ -78,6 +122,42 @@ class LiteWhisperEncoder(WhisperEncoder):
             LiteWhisperEncoderLayer(config, ranks) for ranks in config.low_rank_config or [{}] * encoder_layers
         )
         self.post_init()
+
+    def optimize_for_inference(self, enabled: bool = True, batch_size: int = 1) -> "LiteWhisperEncoder":
+        """
+        Makes the encoder faster without changing its outputs by more than rounding.
+
+        The weights, and what is saved, stay as they are. Beside them there are then the first factors of q, k and v
+        once more, what attention in the reduced dimension needs, and the dense products of those pairs that take longer
+        than these on this device at this batch size, which is measured (a few seconds). All of this follows the model
+        to other devices and dtypes, through training and `load_state_dict`. The plain layers compute in training,
+        outside `torch.no_grad()` and where weights have been replaced; so merge adapters first.
+
+        Args:
+            enabled (`bool`): `False` undoes it.
+            batch_size (`int`): windows that will run at once.
+
+        Returns:
+            `LiteWhisperEncoder`: this one.
+
+        Raises:
+            ValueError: a projection is neither a linear layer nor a low-rank pair, or its weights are not in memory.
+        """
+        shapes = {
+            pair: (pair.in_features, pair.out_features) for pair in self.modules() if isinstance(pair, LowRankLinear)
+        }
+        positions = self.config.max_source_positions
+        inference: list[InferenceLayer] = []
+        if enabled:
+            x = self.conv1.weight.new_empty(batch_size, positions)
+            break_even = break_even_ranks({(i, pair.rank, o) for pair, (i, o) in shapes.items()}, x)
+            slower = {pair for pair, shape in shapes.items() if pair.rank >= break_even[shape]}
+            for layer in self.layers:
+                names = [name for name, projection in projections(layer).items() if projection in slower]
+                inference.append(InferenceLayer(layer, names, positions))  # type: ignore[arg-type]
+        for layer, of_layer in itertools.zip_longest(self.layers, inference):
+            layer.inference = of_layer
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -115,6 +195,13 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
         self.post_init()
+
+    def optimize_for_inference(
+        self, enabled: bool = True, batch_size: int = 1
+    ) -> "LiteWhisperForConditionalGeneration":
+        """See `LiteWhisperEncoder.optimize_for_inference`; returns the model."""
+        self.model.encoder.optimize_for_inference(enabled, batch_size)
+        return self
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """

@@ -25,6 +25,7 @@ REPLACED = (
     "*.bin",
     "configuration_*.py",
     "generation_config.json",
+    "inference_*.py",
     "model*.safetensors",
     "model.safetensors.index.json",
     "modeling_*.py",

@@ -54,6 +54,7 @@ WRITTEN = {
     "compression.json",
     "config.json",
     "configuration_lite_whisper.py",
+    "inference_lite_whisper.py",
     "model.safetensors",
     "modeling_lite_whisper.py",
     "ranks.png",
@@ -160,7 +161,7 @@ def test_the_base_models_files_are_copied_unchanged(base: Path, converted: Path)
 
 
 def test_the_python_files_are_those_of_the_package(converted: Path) -> None:
-    for name in ("configuration_lite_whisper.py", "modeling_lite_whisper.py"):
+    for name in ("configuration_lite_whisper.py", "inference_lite_whisper.py", "modeling_lite_whisper.py"):
         assert (converted / name).read_bytes() == (ROOT / name).read_bytes()
 
 

@@ -54,6 +54,21 @@ def test_copies(lite, features, copied) -> None:
     assert twin.config.to_dict() == lite.config.to_dict() and twin.config.model_type == lite.config.model_type
 
 
+def test_inference_mode(models, lite, features) -> None:
+    plain = logits(lite, features)
+    processor = WhisperProcessor.from_pretrained(models / "compressed")
+    arguments = {"language": "en", "task": "transcribe", "num_beams": 1}
+    tokens = lite.generate(features, **arguments)
+    lite.optimize_for_inference()
+    fast = logits(lite, features)
+    assert not torch.equal(fast, plain)
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(pickle.loads(pickle.dumps(lite)), features), fast)
+    assert torch.equal(lite.generate(features, **arguments), tokens)
+    assert processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+    assert torch.equal(logits(lite.optimize_for_inference(False), features), plain)
+
+
 def test_generate_compiles_with_a_static_cache(lite, features) -> None:
     arguments = {"language": "en", "task": "transcribe", "num_beams": 1, "cache_implementation": "static"}
     expected = lite.generate(features, **arguments)

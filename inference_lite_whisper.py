@@ -1,0 +1,284 @@
+# Copyright 2026 The lite-whisper authors. Licensed under the Apache License, Version 2.0:
+# http://www.apache.org/licenses/LICENSE-2.0
+"""The inference mode of LiteWhisper's encoder: the same outputs, from fewer operations and faster kernels."""
+
+import itertools
+import math
+import operator
+from bisect import bisect_left
+from collections.abc import Collection
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.benchmark import Timer
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+PADDING = 8  # attention kernels take heads of a multiple of this width
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
+    """
+    The product with a weight plus a bias, followed by GELU where asked.
+
+    In fp32 on x86 it is oneDNN that multiplies: it applies GELU to what is still in the cache, and is faster than the
+    library behind `F.linear` where the processor is not one of Intel's. Its operation has no gradient.
+
+    Args:
+        x (`torch.Tensor`): shape = (..., in_features).
+        weight (`torch.Tensor`): shape = (in_features, out_features).
+        bias (`torch.Tensor`, *optional*): shape = (out_features,).
+        gelu (`bool`): whether GELU follows.
+
+    Returns:
+        `torch.Tensor`: shape = (..., out_features).
+    """
+    if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
+        return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "gelu" if gelu else "none", [], "none")
+    y = F.linear(x, weight.t(), bias)
+    return F.gelu(y) if gelu else y
+
+
+@cache
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+class Product(NamedTuple):
+    """
+    A chain of linear maps; without any, the identity.
+
+    weights : tuple of torch.Tensor, shape of each = (inputs, outputs)
+    bias : torch.Tensor, shape = (outputs of the last,)
+    """
+
+    weights: tuple[torch.Tensor, ...]
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        """X : torch.Tensor, shape = (..., inputs of the first); returns shape = (..., outputs of the last)"""
+        for weight in self.weights[:-1]:
+            x = linear(x, weight)
+        return linear(x, self.weights[-1], self.bias, gelu) if self.weights else x
+
+
+def projections(layer: Any) -> dict[str, Any]:
+    """The projections of an encoder layer of Whisper by name, in the order in which data flows."""
+    return {name: getattr(layer.self_attn, name) for name in ATTENTION} | {"fc1": layer.fc1, "fc2": layer.fc2}
+
+
+def parameters(layer: WhisperEncoderLayer) -> list[nn.Parameter]:
+    """The weights and biases of the projections, and of whatever was put around them."""
+    return [parameter for projection in projections(layer).values() for parameter in projection.parameters()]
+
+
+def is_plain(projection: Any) -> bool:
+    """Whether a projection is a linear layer or a low-rank pair as it was loaded, with its weights in memory."""
+    names = ("weight1", "weight2") if hasattr(projection, "weight2") else ("weight",)
+    weights = [getattr(projection, name, None) for name in names]
+    known = len(weights) == 2 or type(projection) is nn.Linear
+    return known and all(type(weight) is nn.Parameter and not weight.is_meta for weight in weights)
+
+
+def product(projection: Any) -> Product:
+    """
+    What a linear layer or a low-rank pair applies.
+
+    Raises:
+        ValueError: it is neither, for example because it has an adapter or was quantised, or its weights are offloaded.
+    """
+    if not is_plain(projection):
+        raise ValueError(
+            "optimize_for_inference() needs plain linear layers and low-rank pairs, with their weights in memory, and "
+            f"found another {type(projection).__name__}; merge adapters first, load the model without offloading, and "
+            "do without it where layers are quantised"
+        )
+    if hasattr(projection, "weight2"):
+        return Product((projection.weight1, projection.weight2), projection.bias)
+    return Product((projection.weight.t(),), projection.bias)
+
+
+class Reduction(NamedTuple):
+    """Whether keys and values stay in the dimension of their first factor, and how wide the heads of attention are."""
+
+    keys: bool
+    values: bool
+    width: int
+
+
+def choose_reduction(products: dict[str, Product], heads: int, positions: int) -> Reduction:
+    """
+    The form of attention with the fewest multiply-adds per position.
+
+    Heads that are wider than those of the model never pay, so ranks above their dimension are left alone; and where
+    only the keys or only the values are reduced they are padded to it.
+
+    Args:
+        products (`dict[str, Product]`): of the projections of a layer, by name.
+        heads (`int`): of its attention.
+        positions (`int`): that attend to one another.
+    """
+    d_model = products["out_proj"].weights[-1].shape[1]
+    head_dim = d_model // heads
+    ranks = {name: weights[0].shape[1] if len(weights) > 1 else d_model for name, (weights, _) in products.items()}
+    key_rank, value_rank = ranks["k_proj"], ranks["v_proj"]
+
+    def multiply_adds(form: Reduction) -> int:
+        """Those that depend on the form."""
+        per_head = ranks["q_proj"] + ranks["out_proj"] + 2 * positions
+        reducible = ((form.keys, key_rank), (form.values, value_rank))
+        return heads * form.width * per_head + sum(
+            d_model * (form.width if reduced else 2 * rank) for reduced, rank in reducible
+        )
+
+    forms = [Reduction(False, False, head_dim)]
+    if key_rank <= head_dim:
+        forms.append(Reduction(True, False, head_dim))
+    if value_rank <= head_dim:
+        forms.append(Reduction(False, True, head_dim))
+    if max(key_rank, value_rank) <= head_dim:
+        forms.append(Reduction(True, True, -(-max(key_rank, value_rank) // PADDING) * PADDING))
+    return min(forms, key=multiply_adds)
+
+
+def absorb_keys(query: Product, key: Product, heads: int, width: int) -> tuple[Product, Product]:
+    """The products that give queries, shape = (..., heads * width), and the key of all heads, shape = (..., width)."""
+    assert query.bias is not None  # of Whisper's projections, k_proj alone may have none
+    (first, second), _ = key
+    matrices = F.pad(second, (0, 0, 0, width - second.shape[0])).float().unflatten(1, (heads, -1))
+    folded = torch.einsum("qhd,khd->qhk", query.weights[-1].float().unflatten(1, (heads, -1)), matrices).flatten(1)
+    bias = torch.einsum("hd,khd->hk", query.bias.float().unflatten(0, (heads, -1)), matrices).flatten()
+    queries = Product((*query.weights[:-1], folded.to(first.dtype)), bias.to(first.dtype))
+    return queries, Product((F.pad(first, (0, width - first.shape[1])),))
+
+
+def absorb_values(value: Product, out: Product, heads: int, width: int) -> tuple[Product, Product]:
+    """The products that give the value of all heads, shape = (..., width), and the output from (..., heads * width)."""
+    assert value.bias is not None and out.bias is not None
+    first, second = value.weights
+    mixing, *rest = out.weights
+    matrices = F.pad(second, (0, 0, 0, width - second.shape[0])).float().unflatten(1, (heads, -1))
+    folded = torch.einsum("vhd,hdo->hvo", matrices, mixing.float().unflatten(0, (heads, -1))).flatten(0, 1)
+    bias = value.bias.float() @ mixing.float()
+    for weight in rest:
+        bias = bias @ weight.float()
+    outputs = Product((folded.to(first.dtype), *rest), (out.bias.float() + bias).to(first.dtype))
+    return Product((F.pad(first, (0, width - first.shape[1])),)), outputs
+
+
+class InferenceLayer:
+    """
+    How an encoder layer computes in inference: the weights of the layer, and tensors derived from them.
+
+    q, k and v share their input, so their first factors stand side by side in one matrix.
+
+    Attention runs in the reduced dimension where that takes fewer multiply-adds. With k_h = W_kh k1 + b_kh the score of
+    a query and a key of head h is q_h . k_h = (W_kh^T q_h) . k1 + q_h . b_kh, and the last term, the same for all keys,
+    cancels in the softmax. So k1, the output of the first factor, is the key of all heads (multi-query attention), and
+    W_kh^T goes into the second factor of q. In the same way v1 is the value of all heads, W_vh goes into the first
+    factor of out_proj, and b_v into its bias, as the weights of attention add up to one. The kernels want keys and
+    values equally wide, so the narrower are padded, by zero columns in their factors.
+
+    Args:
+        layer (`WhisperEncoderLayer`): with linear layers or low-rank pairs.
+        multiplied_out (`Collection[str]`): the pairs to multiply out, by the names of their projections.
+        positions (`int`): that attend to one another.
+
+    Raises:
+        ValueError: a projection is neither a linear layer nor a low-rank pair.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layer: WhisperEncoderLayer, multiplied_out: Collection[str], positions: int) -> None:
+        self.multiplied_out, self.positions = multiplied_out, positions
+        self.sources = parameters(layer)
+        products = {name: product(projection) for name, projection in projections(layer).items()}
+        for name in multiplied_out:
+            (first, second), bias = products[name]
+            products[name] = Product(((first.float() @ second.float()).to(first.dtype),), bias)
+        heads = layer.self_attn.num_heads
+        shared = [name for name in ("q_proj", "k_proj", "v_proj") if len(products[name].weights) > 1]
+        self.reduction = choose_reduction(products, heads, positions)
+        query, key, value, out = (products[name] for name in ATTENTION)
+        if self.reduction.keys:
+            query, key = absorb_keys(query, key, heads, self.reduction.width)
+        if self.reduction.values:
+            value, out = absorb_values(value, out, heads, self.reduction.width)
+        products.update(q_proj=query, k_proj=key, v_proj=value, out_proj=out)
+        self.shared = shared if len(shared) > 1 else []
+        if self.shared:
+            self.first = Product((torch.cat([products[name].weights[0] for name in shared], dim=1),))
+            self.widths = [products[name].weights[0].shape[1] for name in shared]
+            for name in shared:
+                (_, *rest), bias = products[name]
+                products[name] = Product(tuple(rest), bias)
+        self.products = products
+
+    def renewed(self, layer: WhisperEncoderLayer) -> "InferenceLayer | None":
+        """The same from the weights as they are now; nothing where the layer has other parts meanwhile."""
+        if not all(map(is_plain, projections(layer).values())):
+            return None
+        return InferenceLayer(layer, self.multiplied_out, self.positions)
+
+    def applies_to(self, layer: WhisperEncoderLayer) -> bool:
+        """Whether the layer still has the weights that this was made from."""
+        current = parameters(layer)
+        return len(current) == len(self.sources) and all(map(operator.is_, current, self.sources))
+
+    def forward(self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states : torch.Tensor, shape = (batch_size, positions, d_model), like what it returns"""
+        hidden_states = hidden_states.contiguous()  # the convolutions leave channels first, which all layers would copy
+        hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states))
+        hidden = self.products["fc1"](layer.final_layer_norm(hidden_states), gelu=True)
+        hidden_states = hidden_states + self.products["fc2"](hidden)
+        if hidden_states.dtype == torch.float16:
+            largest = torch.finfo(torch.float16).max - 1000  # as in Whisper
+            hidden_states = hidden_states.clamp(-largest, largest)
+        return hidden_states
+
+    def attention(self, layer: WhisperEncoderLayer, x: torch.Tensor) -> torch.Tensor:
+        """X : torch.Tensor, shape = (batch_size, positions, d_model), like what it returns"""
+        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x)
+        if self.shared:
+            inputs.update(zip(self.shared, self.first(x).split(self.widths, dim=-1), strict=True))
+        heads, scale = layer.self_attn.num_heads, layer.self_attn.scaling
+        query, key, value = (
+            self.products[name](of_projection)
+            .unflatten(-1, (-1, self.reduction.width))
+            .transpose(1, 2)
+            .expand(-1, heads, -1, -1)
+            for name, of_projection in inputs.items()
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return self.products["out_proj"](mixed.transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def break_even_ranks(shapes: Collection[tuple[int, int, int]], x: torch.Tensor) -> dict[tuple[int, int], float]:
+    """
+    Measures from which rank on a low-rank pair takes longer than the dense product.
+
+    Args:
+        shapes (`Collection[tuple[int, int, int]]`): in_features, rank and out_features of the pairs there are.
+        x (`torch.Tensor`): shape = (batch_size, positions), of the dtype and on the device that count.
+
+    Returns:
+        `dict[tuple[int, int], float]`: from (in_features, out_features) to the lowest such rank among those there are,
+        or infinity.
+    """
+
+    def seconds(*widths: int) -> float:
+        weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
+        names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}
+        timer = Timer("product(x)", globals=names, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=0.1).median
+
+    result = {}
+    for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:
+        ranks = sorted({pair[1] for pair in shapes if (pair[0], pair[2]) == (inputs, outputs)})
+        first = bisect_left(ranks, seconds(inputs, outputs), key=lambda rank: seconds(inputs, rank, outputs))
+        result[inputs, outputs] = ranks[first] if first < len(ranks) else math.inf
+    return result
