@@ -54,6 +54,13 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         help="the sizes of the published checkpoints, or the same shares of other models (default plain)",
     )
     size.add_argument(
+        "--target-speedup",
+        type=_speedup,
+        metavar="1.5",
+        help="how many times as fast the encoder becomes, in the inference mode, as that of the base model; needs "
+        "--profile and means --cost time",
+    )
+    size.add_argument(
         "--thresholds",
         type=_thresholds,
         metavar="ATTENTION:MLP",
@@ -65,6 +72,16 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         metavar="0.3,0.4,...",
         help="instead of a model: the error rate of both recipes at these shares of the encoder's parameters, from one "
         "calibration, as sweep.csv and pareto.png in --output; needs --evaluate",
+    )
+    parser.add_argument(
+        "--cost",
+        choices=("parameters", "time"),
+        help="what is spent where it buys most: parameters (default), or time, as much as the parameters would take",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        help="with --cost time: what lite-whisper profile wrote on the machine of the use to come",
     )
     parser.add_argument("--rank-multiple", type=positive, default=16, help="ranks are multiples of this (default 16)")
     parser.add_argument(
@@ -134,6 +151,13 @@ def parse_arguments(argv: Sequence[str] | None = None, program: str = "convert.p
         arguments.dataset = arguments.dataset or [str(EXAMPLES / "digits" / "calibration")]
         arguments.evaluate = arguments.evaluate or [str(EXAMPLES / "digits" / "test")]
         arguments.output = arguments.output or Path("build/lite-whisper-digits")
+    arguments.cost = arguments.cost or ("time" if arguments.target_speedup else "parameters")
+    if arguments.target_speedup and arguments.cost != "time":
+        parser.error("--target-speedup spends time; leave --cost parameters out")
+    if (arguments.cost == "time") != (arguments.profile is not None):
+        parser.error("--cost time and --target-speedup go with --profile, a file that lite-whisper profile writes")
+    if arguments.cost == "time" and (arguments.recipe == "liteasr" or arguments.thresholds or arguments.sweep):
+        parser.error("--cost time belongs to the loss-aware recipe; leave --recipe, --thresholds and --sweep out")
     arguments.recipe = arguments.recipe or ("liteasr" if arguments.thresholds else "loss-aware")
     if arguments.noise is None:
         arguments.noise = () if arguments.recipe == "liteasr" else NOISE
@@ -199,6 +223,16 @@ def _ratio(text: str) -> float:
     if not 0 < ratio <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.5")
     return ratio
+
+
+def _speedup(text: str) -> float:
+    try:
+        speedup = float(text)
+    except ValueError:
+        speedup = 0
+    if not 0 < speedup < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a speed-up such as 1.5")
+    return speedup
 
 
 def _ratios(text: str) -> list[float]:

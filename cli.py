@@ -4,6 +4,7 @@ import sys
 
 from lite_whisper import convert
 from lite_whisper.evaluation import command as evaluation
+from lite_whisper.evaluation import time_table
 from lite_whisper.publishing import command as publishing
 from lite_whisper.publishing import family
 from lite_whisper.training import command as training
@@ -11,6 +12,7 @@ from lite_whisper.training import command as training
 COMMANDS = {
     "convert": convert.main,
     "family": family.main,
+    "profile": time_table.main,
     "recover": training.main,
     "evaluate": evaluation.main,
     "score": evaluation.main_score,

@@ -23,6 +23,7 @@ from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_error_rate
 from lite_whisper.lowrank.allocation import (
     EncoderSpectra,
+    Ranks,
     budget_ranks,
     discarded,
     threshold_ranks,
@@ -34,6 +35,7 @@ from lite_whisper.lowrank.compression import compress, encoder_spectra
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
 from lite_whisper.lowrank.storage import load_moments, save_moments
+from lite_whisper.lowrank.time_cost import load_time_table
 from lite_whisper.model_folder import (
     base_card,
     encoder_parameters,
@@ -123,14 +125,18 @@ def measure(
     arguments: argparse.Namespace,
     stored_dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Sizes of a model and, where there are clips, its word error rate and encoder time."""
+    """Sizes of a model and, where there are clips, its word error rate and encoder time, both in the inference mode."""
     figures: dict[str, float] = {
         "encoder_parameters": encoder_parameters(model),
         "total_parameters": model.num_parameters(),
         "weight_bytes": model.num_parameters() * stored_dtype.itemsize,
     }
     if clips:
+        if isinstance(model, LiteWhisperForConditionalGeneration):
+            model.optimize_for_inference(batch_size=arguments.batch_size)
         transcripts = transcribe(model, processor, clips, arguments.batch_size)
+        if isinstance(model, LiteWhisperForConditionalGeneration):
+            model.optimize_for_inference(False)
         normalize = text_normalizer(arguments.normalizer, processor.tokenizer)
         figures["word_error_rate"] = word_error_rate([clip.text or "" for clip in clips], transcripts.texts, normalize)
         figures["encoder_milliseconds"] = transcripts.encoder_time.milliseconds_per_window
@@ -203,6 +209,32 @@ def projections_budget(model: WhisperForConditionalGeneration, spectra: EncoderS
     return budget - encoder_parameters(model) + int(total_cost(spectra, [{} for _ in spectra]))
 
 
+def ranks_by_time(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, spectra: EncoderSpectra, parameters: int
+) -> tuple[Ranks, dict[str, Any]]:
+    """
+    Ranks that lose least within a time: that of `--target-speedup`, or what so many parameters of the encoder take.
+
+    Returns:
+        The ranks, and what there is to say of them.
+    """
+    table, multiple = load_time_table(arguments.profile), arguments.rank_multiple
+    if arguments.target_speedup:
+        budget = table.budget(arguments.target_speedup)
+    else:
+        by_parameters = budget_ranks(spectra, projections_budget(model, spectra, parameters), multiple)
+        budget = total_cost(spectra, by_parameters, table.cost)
+    ranks = budget_ranks(spectra, budget, multiple, table.cost)
+    speedup = table.stock / table.encoder(spectra, ranks)
+    print(f"speed-up of the encoder in the inference mode, by the profile: {speedup:.2f}")
+    account = {"cost": "time", "predicted_speedup": round(speedup, 3), "profiled_on": table.machine}
+    if arguments.target_speedup:
+        change = total_cost(spectra, ranks) - total_cost(spectra, [{} for _ in spectra])
+        account["target_speedup"] = arguments.target_speedup
+        account["encoder_parameters"] = encoder_parameters(model) + int(change)
+    return ranks, account
+
+
 def compress_liteasr(
     arguments: argparse.Namespace, model: WhisperForConditionalGeneration, calibration: Calibration
 ) -> tuple[LiteWhisperForConditionalGeneration, dict[str, Any]]:
@@ -231,12 +263,17 @@ def compress_loss_aware(
     spectra = encoder_spectra(model, moments, sensitivities)
     parameters = encoder_parameters(model)
     budget = encoder_budget(arguments, parameters, model.get_encoder().embed_positions.weight.numel())
-    if budget >= parameters:
+    if budget >= parameters and not arguments.target_speedup:
         logger.warning("the encoder has %d parameters and may keep %d: nothing is compressed", parameters, budget)
-    ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), arguments.rank_multiple)
+    recipe = {"name": "loss-aware", "encoder_parameters": budget, "rank_multiple": arguments.rank_multiple}
+    if arguments.cost == "time":
+        ranks, of_time = ranks_by_time(arguments, model, spectra, budget)
+        recipe |= of_time
+    else:
+        ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), arguments.rank_multiple)
     frames = model.config.max_source_positions
     return refit(model, batches, ranks, sensitivities, folder=work / "layers", origin=origin), {
-        "recipe": {"name": "loss-aware", "encoder_parameters": budget, "rank_multiple": arguments.rank_multiple},
+        "recipe": recipe,
         "calibration": {**origin, "languages": dict(sensitivities.languages.most_common())},
         # in nats per window of audio
         "predicted_loss": [
@@ -342,6 +379,8 @@ def sweep(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Does what the arguments ask for, once the output is known to be writable."""
     source = arguments.model or arguments.merge or arguments.upgrade
+    if arguments.profile:
+        load_time_table(arguments.profile)  # what is wrong with it should be known before the calibration
     check_output_folder(arguments.output, arguments.overwrite, "sweep.csv" if arguments.sweep else "config.json")
     if arguments.output.resolve() == Path(source).resolve():
         raise InputError(f"--output is {source} itself; choose another folder")

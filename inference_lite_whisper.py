@@ -257,28 +257,36 @@ class InferenceLayer:
 
 
 @torch.no_grad()
+def product_seconds(x: torch.Tensor, *widths: int) -> float:
+    """
+    The median time of a chain of products of the given widths: two for a dense layer, three for a low-rank pair.
+
+    Args:
+        x (`torch.Tensor`): shape = (batch_size, positions), of the dtype and on the device that count.
+        widths (`int`): in_features, the rank of a pair, and out_features.
+    """
+    weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
+    names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}
+    timer = Timer("product(x)", globals=names, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.1).median
+
+
 def break_even_ranks(shapes: Collection[tuple[int, int, int]], x: torch.Tensor) -> dict[tuple[int, int], float]:
     """
     Measures from which rank on a low-rank pair takes longer than the dense product.
 
     Args:
         shapes (`Collection[tuple[int, int, int]]`): in_features, rank and out_features of the pairs there are.
-        x (`torch.Tensor`): shape = (batch_size, positions), of the dtype and on the device that count.
+        x (`torch.Tensor`): as in `product_seconds`.
 
     Returns:
         `dict[tuple[int, int], float]`: from (in_features, out_features) to the lowest such rank among those there are,
         or infinity.
     """
-
-    def seconds(*widths: int) -> float:
-        weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
-        names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}
-        timer = Timer("product(x)", globals=names, num_threads=torch.get_num_threads())
-        return timer.blocked_autorange(min_run_time=0.1).median
-
     result = {}
     for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:
         ranks = sorted({pair[1] for pair in shapes if (pair[0], pair[2]) == (inputs, outputs)})
-        first = bisect_left(ranks, seconds(inputs, outputs), key=lambda rank: seconds(inputs, rank, outputs))
+        dense = product_seconds(x, inputs, outputs)
+        first = bisect_left(ranks, dense, key=lambda rank: product_seconds(x, inputs, rank, outputs))
         result[inputs, outputs] = ranks[first] if first < len(ranks) else math.inf
     return result

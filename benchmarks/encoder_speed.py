@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -46,6 +46,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from lite_whisper.configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig, projection_shape
 from lite_whisper.lowrank.allocation import Ranks
 from lite_whisper.modeling_lite_whisper import LiteWhisperEncoder, LowRankLinear
+from lite_whisper.training.linear_pairs import to_linear_pairs
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {  # num_mel_bins, d_model, encoder_layers, decoder_layers
@@ -305,10 +306,20 @@ DENSE: dict[str, Builder] = {
 }
 
 
-def optimized(encoder: WhisperEncoder, folder: Path) -> nn.Module:
-    """The encoder in its inference mode; it shares all tensors."""
+def optimized(encoder: WhisperEncoder) -> LiteWhisperEncoder:
+    """A LiteWhisper encoder in its inference mode; it shares all tensors."""
     twin = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
-    return twin.optimize_for_inference()
+    return cast(LiteWhisperEncoder, twin).optimize_for_inference()
+
+
+def int8(encoder: WhisperEncoder) -> nn.Module:
+    """The encoder with the factors of its pairs, and its dense projections, in int8, activations dynamically."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantized = copy.deepcopy(encoder)
+    to_linear_pairs(quantized)
+    quantize_(quantized, Int8DynamicActivationInt8WeightConfig())
+    return quantized
 
 
 LOW_RANK: dict[str, Builder] = {
@@ -316,7 +327,9 @@ LOW_RANK: dict[str, Builder] = {
     "published-compiled": lambda encoder, folder: compiled(published_form(encoder)),
     "ours": lambda encoder, folder: encoder,
     "ours-compiled": lambda encoder, folder: compiled(encoder),
-    "ours-optimized": optimized,
+    "ours-optimized": lambda encoder, folder: optimized(encoder),
+    "ours-int8": lambda encoder, folder: int8(encoder),
+    "ours-int8-compiled": lambda encoder, folder: compiled(int8(encoder)),
     "ours-onnxruntime": onnx_runtime,
 }
 
@@ -368,8 +381,8 @@ def with_decoder(encoder: WhisperEncoder, decoder_layers: int) -> WhisperForCond
     return model
 
 
-def transcription(encoder: WhisperEncoder, decoder_layers: int) -> Callable[[nn.Module, torch.Tensor], None]:
-    """Greedy transcription of features with an encoder that may stand in for the given one, and a common decoder."""
+def transcriber(encoder: WhisperEncoder, decoder_layers: int) -> WhisperForConditionalGeneration:
+    """A Whisper with this encoder and a random decoder that writes 60 tokens for every window, greedily."""
     model = with_decoder(encoder, decoder_layers)
     model.generation_config = GenerationConfig(
         decoder_start_token_id=50258,
@@ -378,14 +391,15 @@ def transcription(encoder: WhisperEncoder, decoder_layers: int) -> Callable[[nn.
         min_new_tokens=NEW_TOKENS,
         max_new_tokens=NEW_TOKENS,
     )
+    return model
 
-    def transcribe(encoder: nn.Module, features: torch.Tensor) -> None:
-        model.model.encoder = encoder
-        tokens = model.generate(features)
-        if tokens.shape[1] != NEW_TOKENS:
-            raise RuntimeError(f"transformers generated {tokens.shape[1]} tokens instead of {NEW_TOKENS}")
 
-    return transcribe
+def transcribe(model: WhisperForConditionalGeneration, encoder: nn.Module, features: torch.Tensor) -> None:
+    """Transcribes features with another encoder in the place of the model's own."""
+    model.model.encoder = encoder
+    tokens = model.generate(features)
+    if tokens.shape[1] != NEW_TOKENS:
+        raise RuntimeError(f"transformers generated {tokens.shape[1]} tokens instead of {NEW_TOKENS}")
 
 
 def square_products(side: int, device: torch.device, dtype: torch.dtype) -> dict[str, Run]:
@@ -499,7 +513,7 @@ def benchmark(
     rows = []
     for batch in arguments.batch_sizes:
         if "ours-optimized" in modules:
-            modules["ours-optimized"].optimize_for_inference(batch_size=batch)
+            cast(LiteWhisperEncoder, modules["ours-optimized"]).optimize_for_inference(batch_size=batch)
         features = torch.randn(batch, encoder.num_mel_bins, FRAMES, device=device, dtype=dtype)
         runs = {name: partial(c, features) if name in modules else c(features) for name, c in contenders.items()}
         seconds = measure({**runs, **products}, arguments, f"{shape} {size}, batch size {batch}")
@@ -514,8 +528,8 @@ def benchmark(
             seconds[name] = [multiply_adds / side**3 * of_product for of_product in fastest]
         rows += report(seconds, parameters, {**common, "batch": batch, "measure": "encoder"})
         if shape in arguments.end_to_end:
-            transcribe = transcription(encoder, SHAPES[shape][3])
-            runs = {name: partial(transcribe, module, features) for name, module in modules.items()}
+            model = transcriber(encoder, SHAPES[shape][3])
+            runs = {name: partial(transcribe, model, module, features) for name, module in modules.items()}
             seconds = measure(runs, arguments, f"{shape} {size}, batch size {batch}, end to end")
             rows += report(seconds, parameters, {**common, "batch": batch, "measure": "end to end"})
     return rows

@@ -13,6 +13,7 @@ from transformers import WhisperConfig
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..lowrank.allocation import Ranks
+from ..lowrank.time_cost import DENSE, TimeTable
 from ..published import PUBLISHED
 
 
@@ -99,4 +100,18 @@ def plot_error_by_size(results: Sequence[Any], sizes: dict[str, int], bases: set
     axes.set(xlabel="encoder parameters (millions)", ylabel="word error rate (%), mean over sets", ylim=(0, None))
     axes.legend()
     figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_times(table: TimeTable, path: Path) -> None:
+    """Draws the time of the products of each size against the rank, and the level of the dense product."""
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for index, ((inputs, outputs), times) in enumerate(table.products.items()):
+        ranks = sorted(rank for rank in times if isinstance(rank, int))
+        color = f"C{index}"
+        axes.plot(ranks, [times[rank] / 1e3 for rank in ranks], marker="o", color=color, label=f"{inputs} → {outputs}")
+        axes.axhline(times[DENSE] / 1e3, color=color, linestyle=":")
+    axes.set(xlabel="rank (dotted: dense)", ylabel="milliseconds per window", xlim=(0, None), ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)

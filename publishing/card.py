@@ -153,6 +153,9 @@ def recipe_command(name: str, compression: Data) -> str | None:
     if not recipe or not calibration:
         return None
     size = ["--encoder-params", str(recipe.get("encoder_parameters"))]
+    if recipe.get("cost") == "time":
+        size = ["--target-speedup", str(recipe["target_speedup"])] if "target_speedup" in recipe else size
+        size += ["--cost", "time", "--profile", "profile.json"]
     if recipe["name"] == "liteasr":
         size = ["--recipe", "liteasr", "--thresholds", ":".join(map(str, recipe["thresholds"]))]
     options = {

@@ -1,0 +1,129 @@
+"""
+Time of one encoder layer at the shape of large-v3 (random weights): its forms, attention, and the multiples of ranks.
+
+    python benchmarks/layer_speed.py [--batch-size 1] [--repetitions 15] [--threads 2] [--device cpu] [--dtype float32]
+
+First a layer whose projections all keep the same share of their parameters, in stock Whisper, in the published form of
+the low-rank layer, as LiteWhisper has it and in its inference mode. Then attention with the projections around it, on
+heads as in Whisper and in the reduced dimension, at equal ranks of q, k, v and out_proj; "chosen" is what the inference
+mode takes. Then the rate of pairs by rank, which shows what multiples of it are worth. Medians of interleaved runs.
+"""
+
+import argparse
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from encoder_speed import Run, measure, published_form, whisper_arguments
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from lite_whisper import LiteWhisperConfig, inference_lite_whisper
+from lite_whisper.configuration_lite_whisper import PROJECTIONS, projection_shape
+from lite_whisper.inference_lite_whisper import (
+    InferenceLayer,
+    Product,
+    Reduction,
+    choose_reduction,
+    product,
+    projections,
+)
+from lite_whisper.modeling_lite_whisper import LiteWhisperEncoder
+
+SHAPE = {**whisper_arguments("large-v3"), "encoder_layers": 1}
+POSITIONS = 1500
+MULTIPLE = 16
+SHARES = (0.2, 0.37, 0.5, 0.75)
+ATTENTION_RANKS = ((16, 16), (32, 32), (48, 48), (64, 64), (32, 64), (32, 160), (64, 160))
+RANKS = (187, 188, 184, 176, 160, 192, 48, 52, 56, 64)
+
+
+def milliseconds(runs: dict[str, Run], arguments: argparse.Namespace, description: str) -> dict[str, float]:
+    """The median of each run."""
+    return {name: 1e3 * float(np.median(times)) for name, times in measure(runs, arguments, description).items()}
+
+
+def encoder_of(ranks: dict[str, int], arguments: argparse.Namespace) -> LiteWhisperEncoder:
+    """An encoder of one layer."""
+    with torch.device(arguments.device):
+        encoder = LiteWhisperEncoder(LiteWhisperConfig(low_rank_config=[ranks], **SHAPE))
+    return encoder.eval().to(getattr(torch, arguments.dtype))
+
+
+def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> None:
+    """Prints the time of a layer by form and share."""
+    with torch.device(x.device):
+        stock = WhisperEncoder(WhisperConfig(**SHAPE)).eval().to(x.dtype)
+    print(f"\nlayer, ms\n{'share':8}{'stock':>10}{'published':>10}{'plain':>10}{'optimized':>10}")
+    for share in SHARES:
+        ranks = {}
+        for projection in PROJECTIONS:
+            inputs, outputs = projection_shape(stock.config, projection)
+            ranks[projection] = MULTIPLE * round(share * inputs * outputs / (inputs + outputs) / MULTIPLE)
+        plain = encoder_of(ranks, arguments)
+        published = published_form(plain)
+        fast = encoder_of(ranks, arguments).optimize_for_inference(batch_size=arguments.batch_size)
+        encoders = {"stock": stock, "published": published, "plain": plain, "optimized": fast}
+        runs = {name: partial(encoder.layers[0], x, None) for name, encoder in encoders.items()}
+        times = milliseconds(runs, arguments, f"share {share}")
+        print(f"{share:<8}" + "".join(f"{time:10.1f}" for time in times.values()), flush=True)
+
+
+def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> None:
+    """Prints the time of attention and its projections, by ranks of keys and values and by form."""
+    print(f"\nattention with its projections, ms\n{'q, k':>6}{'v, out':>8}{'heads':>10}{'reduced':>10}  chosen")
+    for rank, value_rank in ATTENTION_RANKS:
+        ranks = {"q_proj": rank, "k_proj": rank, "v_proj": value_rank, "out_proj": value_rank}
+        layer: Any = encoder_of(ranks, arguments).layers[0]
+        head_dim = layer.self_attn.head_dim
+        forms = {"heads": Reduction(False, False, head_dim)}
+        keys_alone = value_rank > head_dim
+        forms["reduced"] = Reduction(True, not keys_alone, head_dim if keys_alone else max(rank, value_rank))
+        runs: dict[str, Run] = {}
+        for name, form in forms.items():
+            inference_lite_whisper.choose_reduction = lambda *_, form=form: form
+            runs[name] = partial(InferenceLayer(layer, (), POSITIONS).attention, layer, x)
+        inference_lite_whisper.choose_reduction = choose_reduction
+        products = {name: product(projection) for name, projection in projections(layer).items()}
+        chosen = choose_reduction(products, layer.self_attn.num_heads, POSITIONS)
+        times = milliseconds(runs, arguments, f"ranks {rank}, {value_rank}")
+        name = "heads" if chosen == forms["heads"] else "keys" if not chosen.values else "keys and values"
+        print(f"{rank:6}{value_rank:8}" + "".join(f"{time:10.1f}" for time in times.values()) + f"  {name}", flush=True)
+
+
+def rank_multiples(x: torch.Tensor, arguments: argparse.Namespace) -> None:
+    """Prints the rate of pairs from 1280 to 5120 by rank."""
+    runs: dict[str, Run] = {}
+    for rank in RANKS:
+        weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in ((1280, rank), (rank, 5120)))
+        runs[f"{rank}"] = partial(Product(weights).__call__, x)
+    times = milliseconds(runs, arguments, "ranks")
+    print("\n1280 -> rank -> 5120\n  rank        ms  G multiply-adds/s")
+    for rank in RANKS:
+        rate = x.shape[0] * POSITIONS * rank * 6400 / times[f"{rank}"] / 1e6
+        print(f"{rank:6}{times[f'{rank}']:10.2f}{rate:19.1f}")
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measures and prints the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--warm-up", type=int, default=2, help="repetitions that do not count")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    shape = (arguments.batch_size, POSITIONS, SHAPE["d_model"])
+    x = torch.randn(shape, device=arguments.device, dtype=getattr(torch, arguments.dtype))
+    layer_forms(x, arguments)
+    attention_forms(x, arguments)
+    rank_multiples(x, arguments)
+
+
+if __name__ == "__main__":
+    main()
