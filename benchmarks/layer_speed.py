@@ -1,7 +1,7 @@
 """
 Time of one encoder layer at the shape of large-v3 (random weights): its forms, attention, and the multiples of ranks.
 
-    python benchmarks/layer_speed.py [--batch-size 1] [--repetitions 15] [--threads 2] [--device cpu] [--dtype float32]
+    python benchmarks/layer_speed.py [--batch-size 1] [--repetitions 5] [--threads 2] [--device cpu] [--dtype float32]
 
 First a layer whose projections all keep the same share of their parameters, in stock Whisper, in the published form of
 the low-rank layer, as LiteWhisper has it and in its inference mode. Then attention with the projections around it, on
@@ -34,14 +34,21 @@ from lite_whisper.modeling_lite_whisper import LiteWhisperEncoder
 SHAPE = {**whisper_arguments("large-v3"), "encoder_layers": 1}
 POSITIONS = 1500
 MULTIPLE = 16
+PASSES = 10
 SHARES = (0.2, 0.37, 0.5, 0.75)
 ATTENTION_RANKS = ((16, 16), (32, 32), (48, 48), (64, 64), (32, 64), (32, 160), (64, 160))
 RANKS = (187, 188, 184, 176, 160, 192, 48, 52, 56, 64)
 
 
 def milliseconds(runs: dict[str, Run], arguments: argparse.Namespace, description: str) -> dict[str, float]:
-    """The median of each run."""
-    return {name: 1e3 * float(np.median(times)) for name, times in measure(runs, arguments, description).items()}
+    """Of each run, the median over turns of the mean over a turn's passes, of which the first after a pause is slow."""
+
+    def turn(run: Run) -> None:
+        for _ in range(PASSES):
+            run()
+
+    seconds = measure({name: partial(turn, run) for name, run in runs.items()}, arguments, description)
+    return {name: 1e3 * float(np.median(times)) / PASSES for name, times in seconds.items()}
 
 
 def encoder_of(ranks: dict[str, int], arguments: argparse.Namespace) -> LiteWhisperEncoder:
@@ -110,8 +117,8 @@ def main() -> None:
     """Measures and prints the three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--warm-up", type=int, default=2, help="repetitions that do not count")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--warm-up", type=int, default=1, help="repetitions that do not count")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")

@@ -77,6 +77,16 @@ class Test:
         return np.array(counts).reshape(-1, self.strings).sum(axis=0)
 
 
+def noisy_test(folder: Path, noise_seeds: int, processor: WhisperProcessor) -> Test:
+    """The strings in a folder, with white noise at 8 dB, once for each of the seeds."""
+    strings = list(AudioDataset([str(folder)], need_text=True))
+    noisy = []
+    for seed in range(noise_seeds):
+        generator = np.random.default_rng(seed)
+        noisy += [Clip(c.name, with_noise(c.samples, DECIBELS, generator), c.text) for c in strings]
+    return Test(noisy, len(strings), processor, text_normalizer("basic", processor.tokenizer))
+
+
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     """Writes rows that have the same columns as CSV."""
     with path.open("w", newline="") as file:
@@ -111,15 +121,10 @@ def main() -> None:
     miniature = ROOT / "examples/whisper-digits"
     model = WhisperForConditionalGeneration.from_pretrained(miniature).eval()
     processor = WhisperProcessor.from_pretrained(miniature)
-    strings = list(AudioDataset([str(arguments.digits / "test")]))
-    noisy = []
-    for seed in range(arguments.noise_seeds):
-        generator = np.random.default_rng(seed)
-        noisy += [Clip(c.name, with_noise(c.samples, DECIBELS, generator), c.text) for c in strings]
-    test = Test(noisy, len(strings), processor, text_normalizer("basic", processor.tokenizer))
+    test = noisy_test(arguments.digits / "test", arguments.noise_seeds, processor)
     words, base_errors = test.words, test.errors(model)
     base = 100 * base_errors.sum() / words.sum()
-    print(f"uncompressed: {base:.2f} % of {words.sum()} words, {len(strings)} strings x {arguments.noise_seeds} noises")
+    print(f"uncompressed: {base:.2f} % of {words.sum()} words, {test.strings} strings x {arguments.noise_seeds} noises")
 
     rows = []
 

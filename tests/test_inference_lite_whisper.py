@@ -151,12 +151,6 @@ def test_break_even_is_the_rank_from_which_a_pair_is_slower(monkeypatch) -> None
     assert inference.break_even_ranks(shapes, x) == expected
 
 
-def test_break_even_on_the_clock() -> None:
-    shapes = {(256, rank, 256) for rank in (8, 256)}
-    break_even = inference.break_even_ranks(shapes, torch.empty(1, 1500))
-    assert break_even == {(256, 256): 256}  # twice the multiply-adds of the dense product, against a sixteenth
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_fewest_multiply_adds(name: str, monkeypatch) -> None:
     ranks, reduction = LAYERS[name]

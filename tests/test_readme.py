@@ -120,7 +120,9 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 0, result.stderr
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 12
+    assert len(outputs) == len(set(outputs)) == 14
+    outputs.remove("profile.json")
+    assert (workplace / "profile.json").exists() and (workplace / "profile.png").exists()
     outputs.remove("curve")
     outputs.remove("family")
     family = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}
