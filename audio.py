@@ -38,12 +38,30 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A clip that has not been read yet; `load` returns what soundfile can open."""
+class Entry:
+    """
+    A clip that has not been read yet.
+
+    name : str, what a published file may say of it
+    load : Callable, returns what soundfile can open
+    text : str, its transcript where there is one
+    location : str, where it is: the path of the file, or the row of a dataset
+    """
 
     name: str
     load: Callable[[], str | Path | io.BytesIO]
     text: str | None
+    location: str
+
+    def read(self) -> "Clip":
+        """
+        The decoded clip.
+
+        Raises:
+            InputError: it cannot be decoded, is empty, or not finite.
+            OSError: it cannot be opened.
+        """
+        return Clip(self.name, decode(self.load()), self.text)
 
 
 def decode(file: str | Path | io.BytesIO) -> np.ndarray:
@@ -108,12 +126,16 @@ class AudioDataset:
         self._sources = [_source_entries(source, seed, find_text) for source in sources]
         self._names = ", ".join(sources)
 
+    def entries(self) -> Iterator[Entry]:
+        """The clips, none of them read yet, in the order in which iteration gives them."""
+        return _take_turns([entries() for entries in self._sources])
+
     def __iter__(self) -> Iterator[Clip]:
         self.skipped.clear()
         found = 0
-        for entry in _take_turns([entries() for entries in self._sources]):
+        for entry in self.entries():
             try:
-                clip = Clip(entry.name, decode(entry.load()), entry.text)
+                clip = entry.read()
             except (InputError, OSError) as error:
                 logger.warning("skipped %s: %s", entry.name, error)
                 self.skipped.append(f"{entry.name}: {error}")
@@ -129,14 +151,14 @@ class AudioDataset:
             )
 
 
-def _take_turns(iterators: list[Iterator[_Entry]]) -> Iterator[_Entry]:
+def _take_turns(iterators: list[Iterator[Entry]]) -> Iterator[Entry]:
     """One entry of each iterator in turn, until all are exhausted."""
     nothing = object()
     rounds = itertools.zip_longest(*iterators, fillvalue=nothing)
-    return (entry for entry in itertools.chain.from_iterable(rounds) if isinstance(entry, _Entry))
+    return (entry for entry in itertools.chain.from_iterable(rounds) if isinstance(entry, Entry))
 
 
-def _source_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[_Entry]]:
+def _source_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[Entry]]:
     path = Path(source)
     if not path.exists():
         if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES:
@@ -148,11 +170,11 @@ def _source_entries(source: str, seed: int | None, find_text: _FindText) -> Call
     return lambda: iter(entries)
 
 
-def _file_entry(path: Path, text: str | None) -> _Entry:
-    return _Entry(f"{path.parent.name}/{path.name}", lambda: path, text)
+def _file_entry(path: Path, text: str | None) -> Entry:
+    return Entry(f"{path.parent.name}/{path.name}", lambda: path, text, str(path))
 
 
-def _folder_entries(folder: Path, find_text: _FindText) -> list[_Entry]:
+def _folder_entries(folder: Path, find_text: _FindText) -> list[Entry]:
     metadata = next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists()), None)
     if metadata is not None:
         entries = [_metadata_entry(metadata, row, find_text) for row in _metadata_rows(metadata)]
@@ -174,7 +196,7 @@ def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
         raise InputError(f"{metadata} is malformed ({error}); mend it or remove it to read every audio file") from error
 
 
-def _metadata_entry(metadata: Path, row: dict[str, Any], find_text: _FindText) -> _Entry:
+def _metadata_entry(metadata: Path, row: dict[str, Any], find_text: _FindText) -> Entry:
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
         found = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
         raise InputError(f"{metadata} needs a column file_name with a file's name in every row; one has {found}")
@@ -200,7 +222,7 @@ class _StoredAudio(datasets.Audio):
         return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
-def _hub_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[_Entry]]:
+def _hub_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[Entry]]:
     name, config, split = (*source.split(":"), "", "")[:3]
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
@@ -221,12 +243,11 @@ def _hub_entries(source: str, seed: int | None, find_text: _FindText) -> Callabl
     if seed is not None:
         stream = stream.shuffle(seed=seed, buffer_size=100)
 
-    def entries() -> Iterator[_Entry]:
+    def entries() -> Iterator[Entry]:
         for index, row in enumerate(stream):
             audio = row[column]
-            yield _Entry(
-                audio["path"] or f"{source} row {index}", partial(_stored_audio, audio), find_text(row, source)
-            )
+            name = audio["path"] or f"{source} row {index}"
+            yield Entry(name, partial(_stored_audio, audio), find_text(row, source), name)
 
     return entries
 

@@ -8,12 +8,14 @@ from lite_whisper.evaluation import time_table
 from lite_whisper.publishing import command as publishing
 from lite_whisper.publishing import family
 from lite_whisper.training import command as training
+from lite_whisper.transcription import command as transcription
 
 COMMANDS = {
     "convert": convert.main,
     "family": family.main,
     "profile": time_table.main,
     "recover": training.main,
+    "transcribe": transcription.main,
     "evaluate": evaluation.main,
     "score": evaluation.main_score,
     "publish": publishing.main,

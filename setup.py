@@ -14,6 +14,7 @@ setup(
         "lite_whisper.lowrank",
         "lite_whisper.publishing",
         "lite_whisper.training",
+        "lite_whisper.transcription",
     ],
     package_data={"lite_whisper.publishing": ["card_template.md"]},
     entry_points={"console_scripts": ["lite-whisper=lite_whisper.cli:main"]},

@@ -65,9 +65,7 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
         "or esb, the eight sets of the Open ASR leaderboard",
     )
     parser.add_argument("--text-column", help="of the transcripts, where it has none of the usual names")
-    parser.add_argument("--language", help="that is spoken, for example de; by default the model detects it")
-    parser.add_argument("--task", choices=("transcribe", "translate"), default="transcribe")
-    parser.add_argument("--num-beams", type=positive, default=1, help="default 1, greedy")
+    add_decoding_arguments(parser)
     parser.add_argument(
         "--normalizer",
         choices=NORMALIZERS,
@@ -89,15 +87,37 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
         help="also compare timestamps, words in silence and noise, language and translation with the first model",
     )
     arguments = parser.parse_args(argv)
-    if arguments.language:
-        language = arguments.language.lower()
-        arguments.language = TO_LANGUAGE_CODE.get(language, language)
-        if arguments.language not in LANGUAGES:
-            parser.error(f"--language {language} is not one that Whisper knows, such as de or german")
     arguments.dataset = [source for name in arguments.dataset for source in SETS.get(name, [name])]
     if arguments.normalizer is None:
         arguments.normalizer = "english" if arguments.language in (None, "en") else "basic"
     return arguments
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of how text is generated."""
+    parser.add_argument(
+        "--language", type=_language, help="that is spoken, such as de; by default the model detects it"
+    )
+    parser.add_argument("--task", choices=("transcribe", "translate"), default="transcribe")
+    parser.add_argument("--num-beams", type=positive, default=1, help="default 1, greedy")
+
+
+def _language(text: str) -> str:
+    code = TO_LANGUAGE_CODE.get(text.lower(), text.lower())
+    if code not in LANGUAGES:
+        raise argparse.ArgumentTypeError(f"{text} is not a language that Whisper knows, such as de or german")
+    return code
+
+
+def check_language(language: str | None, model: WhisperForConditionalGeneration, name: str) -> None:
+    """
+    Makes sure that a model knows a language.
+
+    Raises:
+        InputError: it knows English only.
+    """
+    if language not in (None, "en") and not getattr(model.generation_config, "is_multilingual", False):
+        raise InputError(f"{name} knows English only; leave --language {language} out, or take another model")
 
 
 def model_settings(arguments: argparse.Namespace, model: WhisperForConditionalGeneration, name: str) -> dict[str, Any]:
@@ -125,8 +145,7 @@ def model_settings(arguments: argparse.Namespace, model: WhisperForConditionalGe
 def evaluate_model(arguments: argparse.Namespace, name: str) -> list[Path]:
     """Evaluates one model on every set; returns the manifests."""
     model, processor = load_model(name)
-    if arguments.language not in (None, "en") and not getattr(model.generation_config, "is_multilingual", False):
-        raise InputError(f"{name} knows English only; leave --language {arguments.language} out, or take another model")
+    check_language(arguments.language, model, name)
     settings = model_settings(arguments, model, name)
     model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
     model.eval()

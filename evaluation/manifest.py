@@ -47,10 +47,10 @@ def manifest_path(folder: Path, model: str, dataset: str) -> Path:
     return folder / f"MODEL_{model}_DATASET_{dataset}.jsonl"
 
 
-def append(path: Path, utterances: Iterable[Utterance]) -> None:
-    """Adds lines to a manifest; they are on the disk when it returns."""
+def append(path: Path, lines: Iterable[Any]) -> None:
+    """Adds lines to a manifest, or to another file of dataclasses; they are on the disk when it returns."""
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(asdict(utterance), ensure_ascii=False) + "\n" for utterance in utterances))
+        file.write("".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
 

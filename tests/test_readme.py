@@ -120,7 +120,12 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 0, result.stderr
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 14
+    assert len(outputs) == len(set(outputs)) == 17
+    for output in ("transcripts.jsonl", "meeting.srt", "subtitles"):
+        outputs.remove(output)
+    assert len((workplace / "transcripts.jsonl").read_text().splitlines()) == 12
+    assert (workplace / "meeting.srt").read_text().startswith("1\n00:00:0")
+    assert len(list((workplace / "subtitles").iterdir())) == 2
     outputs.remove("profile.json")
     assert (workplace / "profile.json").exists() and (workplace / "profile.png").exists()
     outputs.remove("curve")

@@ -1,0 +1,1 @@
+"""Large amounts of audio in, text and subtitles out."""
