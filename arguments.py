@@ -1,6 +1,7 @@
 """The arguments of `convert.py`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -215,24 +216,22 @@ def _parameters(text: str) -> int:
     return int(count)
 
 
-def _ratio(text: str) -> float:
+def _number(text: str, largest: float, what: str) -> float:
     try:
-        ratio = float(text)
+        number = float(text)
     except ValueError:
-        ratio = 0
-    if not 0 < ratio <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.5")
-    return ratio
+        number = 0
+    if not 0 < number <= largest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
+
+
+def _ratio(text: str) -> float:
+    return _number(text, 1, "a share between 0 and 1, such as 0.5")
 
 
 def _speedup(text: str) -> float:
-    try:
-        speedup = float(text)
-    except ValueError:
-        speedup = 0
-    if not 0 < speedup < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a speed-up such as 1.5")
-    return speedup
+    return _number(text, sys.float_info.max, "a speed-up such as 1.5")
 
 
 def _ratios(text: str) -> list[float]:

@@ -70,9 +70,9 @@ def projections(layer: Any) -> dict[str, Any]:
     return {name: getattr(layer.self_attn, name) for name in ATTENTION} | {"fc1": layer.fc1, "fc2": layer.fc2}
 
 
-def parameters(layer: WhisperEncoderLayer) -> list[nn.Parameter]:
-    """The weights and biases of the projections, and of whatever was put around them."""
-    return [parameter for projection in projections(layer).values() for parameter in projection.parameters()]
+def parameters(layer: WhisperEncoderLayer) -> list[nn.Parameter | None]:
+    """The projections' own weights and biases; asked for in every pass, where `Module.parameters()` would be slow."""
+    return [parameter for projection in projections(layer).values() for parameter in projection._parameters.values()]
 
 
 def is_plain(projection: Any) -> bool:

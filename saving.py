@@ -51,6 +51,13 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def check_writable(path: Path) -> None:
+    """Raises `InputError` where nothing can be written to `path` because of the folder above."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"nothing can be written below {parent}; choose another --output")
+
+
 def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.json") -> None:
     """
     Makes sure, before any work is done, that a folder may be written to `path`.
@@ -59,9 +66,7 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
         InputError: it exists and `overwrite` is not set, or what would be overwritten is not a folder of that kind,
             `known_by` a file that every one of them holds.
     """
-    parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"nothing can be written below {parent}; choose another --output")
+    check_writable(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not (path / known_by).exists():

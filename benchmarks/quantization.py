@@ -15,20 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from encoder_speed import int8
 from finetuning import MINIATURE, ROOT, compressed
 from quality import noisy_test, write_table
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.model_folder import load_model
-from lite_whisper.training.linear_pairs import to_linear_pairs
 
 
-def int8(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+def with_int8_encoder(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
     """The model with an encoder in int8, in place."""
-    to_linear_pairs(model)
-    quantize_(model.get_encoder(), Int8DynamicActivationInt8WeightConfig())
+    model.model.encoder = int8(model.get_encoder())
     return model
 
 
@@ -36,7 +34,7 @@ FORMATS: dict[str, Callable[[WhisperForConditionalGeneration], WhisperForConditi
     "float32": lambda model: model,
     "float32, inference mode": lambda model: model.optimize_for_inference(),  # type: ignore[operator]
     "bfloat16": lambda model: model.to(torch.bfloat16),  # type: ignore[arg-type]
-    "int8": int8,
+    "int8": with_int8_encoder,
 }
 
 

@@ -13,7 +13,6 @@ steps, and what `generate()` does beside them. Writes time_breakdown.csv and tim
 """
 
 import argparse
-import csv
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -31,13 +30,14 @@ from encoder_speed import (
     SIZES,
     low_rank_encoder,
     now,
-    optimized,
     published_ranks,
     transcribe,
     transcriber,
+    twin_of,
     whisper_arguments,
 )
 from matplotlib import pyplot
+from quality import write_table
 from torch import nn
 from tqdm import tqdm
 from transformers import WhisperConfig, WhisperFeatureExtractor
@@ -208,8 +208,8 @@ def breakdown(shape: str, size: str, arguments: argparse.Namespace) -> list[dict
     plain = low_rank_encoder(shape, published_ranks(shape, size), device, dtype)
     with torch.device(device):
         stock = WhisperEncoder(WhisperConfig(**whisper_arguments(shape))).eval().to(dtype)
-    encoders = {"stock": stock, "plain": plain, "optimized": optimized(plain)}
-    encoders["optimized"].optimize_for_inference(batch_size=arguments.batch_size)
+    fast = twin_of(plain).optimize_for_inference(batch_size=arguments.batch_size)
+    encoders = {"stock": stock, "plain": plain, "optimized": fast}
     features = torch.randn(arguments.batch_size, stock.num_mel_bins, FRAMES, device=device, dtype=dtype)
     audio = [0.1 * np.random.default_rng(index).standard_normal(480_000) for index in range(arguments.batch_size)]
     measures: dict[str, Callable[[WhisperEncoder], Times]] = {
@@ -248,10 +248,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for shape, size in itertools.product(arguments.shapes, arguments.sizes):
         rows += breakdown(shape, size, arguments)
-        with (arguments.output / "time_breakdown.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, arguments.output / "time_breakdown.csv")
         plot(rows, arguments.output / "time_breakdown.png")
 
 

@@ -21,7 +21,7 @@ from ..errors import InputError, exit_code
 from ..evaluation.command import add_decoding_arguments, check_language
 from ..model_folder import fingerprint, load_model
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..saving import check_same, temporary_name, unfinished
+from ..saving import check_same, check_writable, temporary_name, unfinished
 from .formats import FORMATS, Transcript
 from .runner import read_transcripts, transcribe_recordings
 
@@ -100,9 +100,7 @@ def check_output(arguments: argparse.Namespace, sources: Sequence[str]) -> None:
         raise InputError(f"{output} is a folder that holds something; choose another --output or remove it")
     if output.exists() and not output.is_dir() and (arguments.folder or not arguments.overwrite):
         raise InputError(f"{output} exists; choose another --output" + ("" if arguments.folder else " or --overwrite"))
-    parent = next(parent for parent in output.absolute().parents if parent.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"nothing can be written below {parent}; choose another --output")
+    check_writable(output)
 
 
 def write(transcripts: Path, output: Path, form: str, folder: bool) -> None:
@@ -174,12 +172,14 @@ def run(arguments: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(settings))
         entries = AudioDataset(sources).entries()
         transcribe_recordings(recognizer, entries, lines, arguments.batch_size, arguments.timestamps, generate_kwargs)
-        failed = [transcript for transcript in read_transcripts(lines) if transcript.error]
-        total = sum(1 for _ in read_transcripts(lines))
-        if len(failed) == total:
-            raise InputError(f"none of the {total} recordings could be read, the first because it {failed[0].error}")
+        errors = [transcript.error for transcript in read_transcripts(lines)]
+        failed = [error for error in errors if error]
+        if len(failed) == len(errors):
+            raise InputError(f"none of the {len(errors)} recordings could be read, the first because it {failed[0]}")
         write(lines, arguments.output, arguments.format, arguments.folder)
-    print(f"{total - len(failed)} recordings transcribed" + (f", {len(failed)} could not be read" if failed else ""))
+    print(
+        f"{len(errors) - len(failed)} recordings transcribed" + (f", {len(failed)} could not be read" if failed else "")
+    )
     print(f"written to {arguments.output}")
 
 
