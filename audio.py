@@ -19,11 +19,15 @@ import soundfile
 import soxr
 
 from .errors import InputError
+from .processes import count, share
 
 logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+PARTS = 16  # at the most, of a streamed dataset; so many processes can share its files
+PART = 1_000_000  # where the numbers of a part's clips begin: more than there are clips in one
+_Part = Callable[[], Iterator["Entry"]]
 _FindText = Callable[[dict[str, Any], str], str | None]  # of a row of metadata and the name of its source
 TEXT_COLUMNS = ("transcription", "transcript", "text", "sentence", "normalized_text", "raw_transcription")
 
@@ -123,25 +127,53 @@ class AudioDataset:
     ) -> None:
         self.skipped: list[str] = []
         find_text = partial(_transcript, column=text_column, needed=need_text)
-        self._sources = [_source_entries(source, seed, find_text) for source in sources]
+        self._sources = [_source_parts(source, seed, find_text) for source in sources]
         self._names = ", ".join(sources)
 
     def entries(self) -> Iterator[Entry]:
         """The clips, none of them read yet, in the order in which iteration gives them."""
-        return _take_turns([entries() for entries in self._sources])
+        return _take_turns([itertools.chain.from_iterable(part() for part in parts) for parts in self._sources])
+
+    def chunks(self, size: int, num_samples: int | None = None) -> Iterator[list[tuple[int, Entry]]]:
+        """
+        Consecutive clips of each source, none of them read yet; several processes share the chunks.
+
+        A streamed dataset of several files consists of parts, so that no process need read the files of the others;
+        where there are fewer parts than processes, or only some clips are wanted, all read it. Each clip comes with a
+        number: its place in its part, plus n million in the n-th. Neither the numbers nor what is in a chunk depend on
+        how many processes there are.
+
+        Args:
+            size (`int`): clips of a chunk.
+            num_samples (`int`, *optional*): how many clips to take in all.
+        """
+        parts = list(enumerate(part for parts in self._sources for part in parts))
+        if num_samples is None and len(parts) >= count():
+            return itertools.chain.from_iterable(_chunks(part, size, number) for number, part in share(parts))
+        chunks = itertools.chain.from_iterable(_chunks(part, size, number) for number, part in parts)
+        return share(_first(chunks, num_samples))
+
+    def read(self, entry: Entry) -> Clip | None:
+        """Its clip, or None where that is skipped because it cannot be read."""
+        try:
+            return entry.read()
+        except (InputError, OSError) as error:
+            logger.warning("skipped %s: %s", entry.name, error)
+            self.skipped.append(f"{entry.name}: {error}")
+            return None
 
     def __iter__(self) -> Iterator[Clip]:
         self.skipped.clear()
         found = 0
         for entry in self.entries():
-            try:
-                clip = entry.read()
-            except (InputError, OSError) as error:
-                logger.warning("skipped %s: %s", entry.name, error)
-                self.skipped.append(f"{entry.name}: {error}")
-                continue
-            found += 1
-            yield clip
+            clip = self.read(entry)
+            if clip is not None:
+                found += 1
+                yield clip
+        self.check_found(found)
+
+    def check_found(self, found: int) -> None:
+        """Raises `InputError` where not one clip was found."""
         if not found:
             raise InputError(
                 f"none of the {len(self.skipped)} clips in {self._names} could be read, "
@@ -151,6 +183,23 @@ class AudioDataset:
             )
 
 
+def _chunks(part: _Part, size: int, number: int) -> Iterator[list[tuple[int, Entry]]]:
+    """The clips of a part, which is the one of that number."""
+    numbered = enumerate(part(), start=PART * number)
+    while chunk := list(itertools.islice(numbered, size)):
+        yield chunk
+
+
+def _first(chunks: Iterator[list[tuple[int, Entry]]], num_samples: int | None) -> Iterator[list[tuple[int, Entry]]]:
+    """So many clips of the first chunks, or all."""
+    for chunk in chunks:
+        yield chunk[:num_samples]
+        if num_samples is not None:
+            num_samples -= len(chunk)
+            if num_samples <= 0:
+                return
+
+
 def _take_turns(iterators: list[Iterator[Entry]]) -> Iterator[Entry]:
     """One entry of each iterator in turn, until all are exhausted."""
     nothing = object()
@@ -158,16 +207,17 @@ def _take_turns(iterators: list[Iterator[Entry]]) -> Iterator[Entry]:
     return (entry for entry in itertools.chain.from_iterable(rounds) if isinstance(entry, Entry))
 
 
-def _source_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[Entry]]:
+def _source_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
+    """The entries of a source, in parts of which one can be read without the others."""
     path = Path(source)
     if not path.exists():
         if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES:
             raise InputError(f"there is no file or folder {source}; check the path given to --dataset")
-        return _hub_entries(source, seed, find_text)
+        return _hub_parts(source, seed, find_text)
     entries = _folder_entries(path, find_text) if path.is_dir() else [_file_entry(path, find_text({}, str(path)))]
     if seed is not None:
         random.Random(seed).shuffle(entries)
-    return lambda: iter(entries)
+    return [lambda: iter(entries)]
 
 
 def _file_entry(path: Path, text: str | None) -> Entry:
@@ -222,7 +272,7 @@ class _StoredAudio(datasets.Audio):
         return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
-def _hub_entries(source: str, seed: int | None, find_text: _FindText) -> Callable[[], Iterator[Entry]]:
+def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
     name, config, split = (*source.split(":"), "", "")[:3]
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
@@ -240,16 +290,17 @@ def _hub_entries(source: str, seed: int | None, find_text: _FindText) -> Callabl
     if column is None:
         raise InputError(f"{source} has no audio column; its columns are {', '.join(features)}")
     stream = stream.cast_column(column, _StoredAudio(decode=False))
-    if seed is not None:
-        stream = stream.shuffle(seed=seed, buffer_size=100)
 
-    def entries() -> Iterator[Entry]:
-        for index, row in enumerate(stream):
+    def entries(rows: datasets.IterableDataset, start: int) -> Iterator[Entry]:
+        for index, row in enumerate(rows, start):
             audio = row[column]
             name = audio["path"] or f"{source} row {index}"
             yield Entry(name, partial(_stored_audio, audio), find_text(row, source), name)
 
-    return entries
+    if seed is not None:
+        return [partial(entries, stream.shuffle(seed=seed, buffer_size=100), 0)]
+    parts = min(stream.num_shards, PARTS)
+    return [partial(entries, stream.shard(num_shards=parts, index=part), PART * part) for part in range(parts)]
 
 
 def _stored_audio(audio: dict[str, Any]) -> io.BytesIO:

@@ -5,6 +5,7 @@ import csv
 import importlib.metadata
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -47,6 +48,7 @@ from lite_whisper.model_folder import (
     upgrade,
 )
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from lite_whisper.processes import count, is_main, join, share, told
 from lite_whisper.published import PUBLISHED
 from lite_whisper.publishing.command import destination, publish_folder
 from lite_whisper.publishing.hub import check_destination
@@ -69,7 +71,10 @@ def calibration_settings(arguments: argparse.Namespace, weights: str) -> dict[st
 
 
 class Calibration(NamedTuple):
-    """What calibration found, and in which audio; sensitivities and the features of the audio where they are needed."""
+    """
+    What calibration found, and in which audio; sensitivities and the features of the audio where they are needed, of
+    several processes each its share of these.
+    """
 
     moments: EncoderMoments
     sensitivities: Sensitivities | None
@@ -93,7 +98,7 @@ def calibrate(
         raise InputError(f"--moments {path} is a folder; name a file to keep the calibration in")
     streamed = arguments.recipe == "liteasr"
     settings = calibration_settings(arguments, weights)
-    moments, sensitivities, origin = load_moments(path) if path and path.exists() else (None, None, settings)
+    moments, sensitivities, origin = load_moments(path) if path and told(path.exists()) else (None, None, settings)
     if arguments.dataset is None:
         settings = {**origin, "encoder_weights": weights}
     check_same(origin, settings, path or Path())
@@ -101,17 +106,17 @@ def calibrate(
         return Calibration(moments, None, [], origin)
     audio = AudioDataset(arguments.dataset, seed=arguments.seed)
     extractor, windows = processor.feature_extractor, arguments.num_samples
-    stream = feature_batches(audio, extractor, windows, arguments.batch_size, arguments.noise, arguments.seed)
+    stream = share(feature_batches(audio, extractor, windows, arguments.batch_size, arguments.noise, arguments.seed))
     batches = [] if streamed else list(stream)
-    windows = sum(map(len, batches)) or windows
+    windows = math.ceil(windows / count()) if streamed else sum(map(len, batches))
     if moments is None:
-        moments = collect_moments(model, batches or stream, windows)
+        moments = collect_moments(model, stream if streamed else batches, windows)
         origin = {**settings, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}
-        if path:
+        if path and is_main():
             save_moments(moments, path, origin)
     if not streamed and sensitivities is None:
         sensitivities = collect_sensitivities(model, batches, arguments.seed, windows)
-        if path:
+        if path and is_main():
             save_moments(moments, path, origin, sensitivities)
     if audio.skipped:
         logger.warning("skipped %d clips that could not be read", len(audio.skipped))
@@ -286,7 +291,7 @@ def compress_loss_aware(
 def convert(arguments: argparse.Namespace) -> None:
     """Compresses the model that the arguments name and writes the result."""
     clips = clips_to_transcribe(arguments)
-    with unfinished(arguments.output) as work:
+    with unfinished(arguments.output, is_main()) as work:
         model, processor, base_folder, stored_dtype, calibration = prepare(arguments, work)
         if arguments.recipe == "liteasr":
             lite, account = compress_liteasr(arguments, model, calibration)
@@ -306,6 +311,8 @@ def convert(arguments: argparse.Namespace) -> None:
             model.to(arguments.device)  # type: ignore[arg-type]
         before = measure(model, processor, clips, arguments, stored_dtype)
         after = measure(lite, processor, clips, arguments, stored_dtype)
+        if not is_main():
+            return
         lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
         origin = account["calibration"]
         report = {
@@ -332,7 +339,7 @@ def convert(arguments: argparse.Namespace) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     """Measures both recipes at several sizes, from one calibration, and writes a table and a plot."""
     clips = clips_to_transcribe(arguments)
-    with unfinished(arguments.output) as work:
+    with unfinished(arguments.output, is_main()) as work:
         model, processor, _, stored_dtype, calibration = prepare(arguments, work)
         moments, sensitivities, batches, origin = calibration
         assert sensitivities is not None
@@ -342,7 +349,8 @@ def sweep(arguments: argparse.Namespace) -> None:
             **{name: getattr(arguments, name) for name in ("evaluate", "normalizer", "rank_multiple")},
         }
         kept = work / "sweep.json"
-        table: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"settings": settings, "rows": []}
+        beginning: dict[str, Any] = {"settings": settings, "rows": []}
+        table = told(json.loads(kept.read_text()) if is_main() and kept.exists() else beginning)
         check_same(table["settings"], settings, kept)
         rows = table["rows"]
 
@@ -350,8 +358,9 @@ def sweep(arguments: argparse.Namespace) -> None:
             if not any((row["recipe"], row["ratio"]) == (recipe, ratio) for row in rows):
                 figures = measure(build(), processor, clips, arguments, stored_dtype)
                 rows.append({"recipe": recipe, "ratio": ratio, **figures})
-                with temporary_name(kept) as temporary:
-                    temporary.write_text(json.dumps(table))
+                if is_main():
+                    with temporary_name(kept) as temporary:
+                        temporary.write_text(json.dumps(table))
 
         add("uncompressed", 1.0, lambda: model)
         for ratio in arguments.sweep:
@@ -361,6 +370,8 @@ def sweep(arguments: argparse.Namespace) -> None:
             ranks = budget_ranks(losses, budget, arguments.rank_multiple)
             layers = work / f"layers-{ratio}"
             add("loss-aware", ratio, partial(refit, model, batches, ranks, sensitivities, folder=layers, origin=origin))
+        if not is_main():
+            return
         wanted = [row for row in rows if row["ratio"] in (1.0, *arguments.sweep)]
         with temporary_name(arguments.output) as temporary:
             temporary.mkdir()
@@ -386,9 +397,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--output is {source} itself; choose another folder")
     if arguments.push_to_hub and not arguments.dry_run:
         check_destination(destination(arguments, arguments.push_to_hub))
+    arguments.device = join(arguments.device)
     if arguments.model:
         sweep(arguments) if arguments.sweep else convert(arguments)
-    else:
+    if not is_main():
+        return
+    if not arguments.model:
         if arguments.merge:
             merge(arguments.merge, arguments.output)
         else:

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from ..arguments import device_name, positive
 from ..audio import AudioDataset
 from ..errors import InputError, exit_code
 from ..model_folder import base_model_of, encoder_parameters, fingerprint, load_model, public_name
+from ..processes import gathered, is_main, join
 from ..saving import check_same
 from .manifest import manifest_path, read_settings, settings_path, write_settings
 from .memory import PeakMemory
@@ -165,29 +165,25 @@ def evaluate_set(
     """Evaluates a model on one set, going on with the manifest where there is one; returns its path."""
     path = manifest_path(arguments.output, settings["model"], settings["dataset"])
     peak = 0
-    if path.exists():
-        kept = read_settings(path)
-        check_same(kept, {key: value for key, value in settings.items() if key not in VARYING}, settings_path(path))
-        peak = kept.get("peak_memory") or 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_settings(path, settings)
+    if is_main():
+        if path.exists():
+            kept = read_settings(path)
+            check_same(kept, {key: value for key, value in settings.items() if key not in VARYING}, settings_path(path))
+            peak = kept.get("peak_memory") or 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_settings(path, settings)
     clips = AudioDataset([source], text_column=arguments.text_column, need_text=True)
     decoding = Decoding(**settings["generation"])
     normalize = text_normalizer(arguments.normalizer, processor.tokenizer)
     with PeakMemory(model.device) as memory:
         left_out = evaluate(
-            model,
-            processor,
-            itertools.islice(clips, arguments.num_samples),
-            path,
-            normalize,
-            arguments.batch_size,
-            decoding,
+            model, processor, clips, path, normalize, arguments.batch_size, decoding, arguments.num_samples
         )
     if left_out:
         logger.warning("%s: left out %d clips whose reference is empty", source, left_out)
-    found = {"peak_memory": max(peak, memory.peak), "left_out": left_out, "skipped": clips.skipped}
-    write_settings(path, settings | found)
+    peak = max(peak, *gathered([memory.peak]))
+    if is_main():
+        write_settings(path, settings | {"peak_memory": peak, "left_out": left_out, "skipped": clips.skipped})
     return path
 
 
@@ -197,7 +193,10 @@ def run(arguments: argparse.Namespace) -> None:
     for kind, called in (("models", names), ("datasets", [public_name(source) for source in arguments.dataset])):
         if len(set(called)) < len(called):
             raise InputError(f"two of the {kind} are called {max(called, key=called.count)}; rename the folder of one")
+    arguments.device = join(arguments.device)
     manifests = [path for name in arguments.models for path in evaluate_model(arguments, name)]
+    if not is_main():
+        return
     report(manifests, arguments.json)
     if arguments.robustness:
         print_robustness(robustness(arguments, names))

@@ -1,70 +1,98 @@
 """From a model and a dataset to a manifest, batch by batch, so that an interrupted run can go on."""
 
 import gc
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from accelerate.utils import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from ..audio import SAMPLING_RATE, Clip
+from ..audio import SAMPLING_RATE, AudioDataset, Clip
+from ..processes import gathered, is_main, told
 from .manifest import Utterance, append, drop_torn_line, read_manifest
 from .transcription import GREEDY, Decoding, batches_by_length, now, timed_encoder, transcribe_batch, warm_up
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 512  # clips that are in memory and sorted by length together
+CHUNK = 128  # clips that are in memory and sorted by length together
 NOT_SCORED = "ignore time segment in scoring"  # the leaderboard leaves such references out, and empty ones
 
 
 def evaluate(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
-    clips: Iterable[Clip],
+    dataset: AudioDataset,
     path: Path,
     normalize: Callable[[str], str],
     batch_size: int = 8,
     decoding: Decoding = GREEDY,
+    num_samples: int | None = None,
 ) -> int:
     """
-    Transcribes clips and writes a manifest; utterances that it holds already are not repeated.
+    Transcribes a dataset and writes a manifest; utterances that it holds already are not repeated.
 
-    Memory: the model, one batch, and the samples of 512 clips, however large the dataset is.
+    Several processes share the clips, and after each batch the main process writes what all have found. Which clips run
+    together depends neither on the number of processes nor on what was done before an interruption.
+
+    Memory: the model, one batch, and the samples of 128 clips, however large the dataset is.
 
     Args:
         model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
         processor (`WhisperProcessor`): its processor.
-        clips (`Iterable[Clip]`): 16 kHz audio of any length with transcripts, always in the same order.
+        dataset (`AudioDataset`): with transcripts, always in the same order.
         path (`Path`): the manifest.
         normalize (`Callable`): of references and predictions.
         batch_size (`int`): clips per batch; halved where memory does not suffice.
         decoding (`Decoding`): how text is generated.
+        num_samples (`int`, *optional*): how many clips to take.
 
     Returns:
         How many clips were left out because nothing is left of their reference.
+
+    Raises:
+        InputError: not one clip could be read.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done: set[int] = set()
-    if path.exists():
-        drop_torn_line(path)
-        done = {utterance.index for utterance in read_manifest(path)}
+    dataset.skipped.clear()
+    done = told(_finished(path) if is_main() else set())
     left_out = 0
     warm_up(model, processor.feature_extractor)
-    numbered = enumerate(clips)
-    with tqdm(desc="evaluation", unit="clip", initial=len(done)) as progress:
-        while chunk := list(itertools.islice(numbered, CHUNK)):
-            scored = [(index, clip) for index, clip in chunk if not _is_left_out(normalize(clip.text or ""))]
+
+    def results() -> Iterator[list[Utterance]]:
+        nonlocal left_out
+        for chunk in dataset.chunks(CHUNK, num_samples):
+            scored = [(index, entry) for index, entry in chunk if not _is_left_out(normalize(entry.text or ""))]
             left_out += len(chunk) - len(scored)
-            waiting = [(index, clip) for index, clip in scored if index not in done]
-            batches = batches_by_length([clip for _, clip in waiting], processor.feature_extractor, batch_size)
-            for places in batches:
-                for part in _transcribed(model, processor, [waiting[place] for place in places], normalize, decoding):
-                    append(path, part)
-                    progress.update(len(part))
+            if all(index in done for index, _ in scored):
+                continue
+            read = [(index, clip) for index, entry in scored if (clip := dataset.read(entry)) is not None]
+            for places in batches_by_length([clip for _, clip in read], processor.feature_extractor, batch_size):
+                batch = [read[place] for place in places]
+                if not all(index in done for index, _ in batch):
+                    yield from _transcribed(model, processor, batch, normalize, decoding)
+
+    mine, found = results(), len(done)
+    with tqdm(desc="evaluation", unit="clip", initial=found) as progress:
+        while any(parts := gathered([next(mine, [])])):
+            new = [utterance for part in parts for utterance in part if utterance.index not in done]
+            if is_main():
+                append(path, new)
+            found += len(new)
+            progress.update(len(new))
+    dataset.skipped = gathered(dataset.skipped)
+    left_out = sum(gathered([left_out]))
+    dataset.check_found(found + left_out)
     return left_out
+
+
+def _finished(path: Path) -> set[int]:
+    """The utterances whose lines are there; a line that was cut off is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return set()
+    drop_torn_line(path)
+    return {utterance.index for utterance in read_manifest(path)}
 
 
 def _is_left_out(reference: str) -> bool:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import tqdm
 from torch import nn
-from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..audio import SAMPLING_RATE, Clip
+from ..processes import gathered, share
 
 
 @dataclass
@@ -137,7 +138,7 @@ def transcribe(
     batch_size: int = 8,
 ) -> Transcripts:
     """
-    Transcribes clips of any length greedily, without timestamps in the text.
+    Transcribes clips of any length greedily, without timestamps in the text; several processes share the batches.
 
     Args:
         model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
@@ -147,10 +148,13 @@ def transcribe(
     """
     texts = [""] * len(clips)
     warm_up(model, processor.feature_extractor)
-    with timed_encoder(model) as encoder_time, tqdm(desc="transcription", unit="clip", total=len(clips)) as progress:
-        for indices in batches_by_length(clips, processor.feature_extractor, batch_size):
+    found: list[tuple[int, str]] = []
+    mine = list(share(batches_by_length(clips, processor.feature_extractor, batch_size)))
+    with timed_encoder(model) as encoder_time:
+        for indices in tqdm(mine, "transcription", unit="batch"):
             batch, _ = transcribe_batch(model, processor, [clips[index] for index in indices])
-            for index, text in zip(indices, batch, strict=True):
-                texts[index] = text
-            progress.update(len(indices))
-    return Transcripts(texts, encoder_time)
+            found += zip(indices, batch, strict=True)
+    for index, text in gathered(found):
+        texts[index] = text
+    times = gathered([encoder_time])
+    return Transcripts(texts, EncoderTime(sum(t.seconds for t in times), sum(t.windows for t in times)))

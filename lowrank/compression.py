@@ -3,12 +3,13 @@
 import copy
 
 import torch
+from accelerate.utils import tqdm
 from torch import nn
-from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration
 
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..processes import gathered, share
 from .allocation import EncoderSpectra, Ranks
 from .calibration import OBSERVED_SIDE, EncoderMoments, Moments, projection_module
 from .sensitivity import Sensitivities
@@ -38,25 +39,25 @@ def encoder_spectra(
             and kinds of layer, without them variances.
         damping (`float`): of the metric that is made of the sensitivities, see `loss_metric`.
 
-    Time: one eigenvalue problem of size d x d per projection, in float64 (large-v3: 192 of 1280 x 1280).
+    Time: one eigenvalue problem of size d x d per projection, in float64 (large-v3: 192 of 1280 x 1280); several
+    processes share the layers.
     """
     layers = model.get_encoder().layers
-    spectra: EncoderSpectra = []
+    spectra: dict[int, dict[str, Spectrum]] = {}
     metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
-    for layer, of_layer, of_metric in tqdm(
-        zip(layers, moments, metrics, strict=True), "spectra", len(layers), unit="layer"
-    ):
-        spectra.append({})
+    layerwise = list(share(enumerate(zip(layers, moments, metrics, strict=True))))
+    for index, (layer, of_layer, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
+        spectra[index] = {}
         for projection in PROJECTIONS:
             linear = projection_module(layer, projection)
             observed, side = _observed(of_layer, projection)
             weight = linear.weight.detach().to(observed.mean.device)
             metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
             eigenvalues = output_eigenvalues(weight, observed.covariance, side, metric)
-            spectra[-1][projection] = Spectrum(
-                eigenvalues, linear.in_features, linear.out_features, linear.bias is not None, observed.count
+            spectra[index][projection] = Spectrum(
+                eigenvalues.cpu(), linear.in_features, linear.out_features, linear.bias is not None, observed.count
             )
-    return spectra
+    return [of_layer for _, of_layer in sorted(gathered(list(spectra.items())), key=lambda item: item[0])]
 
 
 @torch.no_grad()
@@ -80,15 +81,16 @@ def compress(
 
     Returns:
         The compressed model, in evaluation mode, in the base model's dtype and on its device, with its generation
-        settings.
+        settings. Several processes share the layers, and each gets the whole model.
 
     Raises:
         ValueError: a layer, projection or rank does not fit the model.
     """
     lite = empty_lite_model(model, ranks)
     metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
-    pairs = zip(model.get_encoder().layers, lite.get_encoder().layers, ranks, moments, metrics, strict=True)
-    for layer, twin, of_layer, observed_layer, of_metric in tqdm(pairs, "factorisation", len(ranks), unit="layer"):
+    twins = lite.get_encoder().layers
+    layers = list(share(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True)))
+    for layer, twin, of_layer, observed_layer, of_metric in tqdm(layers, "factorisation", unit="layer"):
         for projection, rank in of_layer.items():
             linear = projection_module(layer, projection)
             observed, side = _observed(observed_layer, projection)
@@ -98,6 +100,9 @@ def compress(
             metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
             factors = factorize(weight, bias, observed.mean, observed.covariance, side, rank, metric)
             set_factors(projection_module(twin, projection), factors)
+    done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in share(range(len(twins)))]
+    for index, weights in gathered(done):
+        twins[index].load_state_dict(weights)
     return lite
 
 

@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import tqdm
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..errors import InputError
+from ..processes import gathered, place, summed
 from .calibration import projection_module, recorded
 
 
@@ -49,13 +51,14 @@ def collect_sensitivities(
     noise make the estimate steadier.
 
     Time: two forward passes of the encoder, the greedy transcripts, and for every draw about as much as two forward
-    passes. Memory: six d x d matrices per layer (1.3 GB in fp32 for large-v3) and, for each window of a batch, the
-    inputs of all encoder layers, the activations of one of them and those of the decoder (together 1.6 GB).
+    passes. Memory: six d x d matrices in float64 per layer (2.5 GB for large-v3) and, for each window of a batch, the
+    inputs of all encoder layers, the activations of one of them and those of the decoder (together 1.6 GB). Of several
+    processes each gives its `share` of the batches, and all get the sensitivities of all audio.
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
         batches (`Iterable[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames).
-        seed (`int`): of the Gaussian noise.
+        seed (`int`): of the Gaussian noise, which each batch has of its own.
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
         draws (`int`): backward passes for each window.
 
@@ -63,21 +66,20 @@ def collect_sensitivities(
         InputError: there was no audio, or a gradient is NaN or infinite.
     """
     encoder = model.get_encoder()
-    dtype = torch.promote_types(model.dtype, torch.float32)
     sums = []
     for layer in encoder.layers:
         sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
-        sums.append({name: torch.zeros(n, n, dtype=dtype, device=model.device) for name, n in sides.items()})
-    generator = torch.Generator(model.device).manual_seed(seed)
+        sums.append({name: torch.zeros(n, n, dtype=torch.float64, device=model.device) for name, n in sides.items()})
     languages: Counter[str] = Counter()
     frames = 0
     training = model.training
     model.eval()
     try:
         with tqdm(desc="sensitivity", unit="window", total=num_samples) as progress:
-            for batch in batches:
+            for index, batch in enumerate(batches):
                 features = batch.to(device=model.device, dtype=model.dtype)
                 *inputs, last = layer_inputs(encoder, features)
+                generator = torch.Generator(model.device).manual_seed(noise_seed(seed, place(index)))
                 gradients, spoken = _output_gradients(model, last, generator, draws)
                 for layer, given, totals in zip(
                     reversed(encoder.layers), reversed(inputs), reversed(sums), strict=True
@@ -90,10 +92,17 @@ def collect_sensitivities(
                 progress.update(len(batch))
     finally:
         model.train(training)
+    frames = int(summed(torch.tensor(frames, device=model.device)))
     if not frames:
         raise InputError("there is no calibration audio; name a dataset with audio")
     passes = frames * draws
-    return Sensitivities([{name: total / passes for name, total in of_layer.items()} for of_layer in sums], languages)
+    layers = [{name: summed(total) / passes for name, total in of_layer.items()} for of_layer in sums]
+    return Sensitivities(layers, Counter(language for part in gathered([languages]) for language in part.elements()))
+
+
+def noise_seed(seed: int, batch: int) -> int:
+    """The seed of a batch's noise, which does not depend on the process that draws it."""
+    return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
 
 
 @torch.no_grad()
@@ -202,6 +211,6 @@ def _add_layer(
             at_output = at_output.flatten(end_dim=-2)
             if weight.shape[0] > weight.shape[1]:
                 at_output = at_output @ weight
-            at_output = at_output.to(totals[projection].dtype)
-            totals[projection].addmm_(at_output.t(), at_output)
+            at_output = at_output.to(torch.promote_types(at_output.dtype, torch.float32))
+            totals[projection].add_(at_output.t() @ at_output)
     return below

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from accelerate.utils import tqdm
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..processes import gathered, is_main, share, told
 from .allocation import Ranks
 from .calibration import Moments, projection_module, recorded
 from .compression import empty_lite_model, set_factors
@@ -43,7 +44,9 @@ def refit(
 
     Time: about five forward passes of the encoder and, per layer, one linear system for each projection. Memory: the
     hidden states of both models, 15 MB a window for large-v3, in a temporary folder on disk where they exceed 4 GB, and
-    for one projection at a time the joint covariance of inputs and targets (164 MB in fp32 for fc2 of large-v3).
+    for one projection at a time the joint covariance of inputs and targets (328 MB in float64 for fc2 of large-v3). Of
+    several processes each gives its share of the batches and solves its share of the systems of a layer, and all get
+    the whole model.
 
     Args:
         model (`WhisperForConditionalGeneration`): the base model; it is not changed.
@@ -53,7 +56,8 @@ def refit(
         damping (`float`): of the metric, see `loss_metric`.
         ridge (`float`): how strongly a projection is held to its original weights, see `regress`.
         folder (`Path`, *optional*):
-            Every finished layer is kept there and not fitted again when an interrupted refit is repeated.
+            Every finished layer is kept there, by the main process, and not fitted again when an interrupted refit is
+            repeated.
         origin (`dict`, *optional*): what else decides the outcome; a layer in `folder` made otherwise is refused.
 
     Raises:
@@ -69,7 +73,7 @@ def refit(
         for index, (layer, twin, of_layer, sensitivity) in enumerate(tqdm(layers, "refit", len(ranks), unit="layer")):
             file = folder and folder / f"layer_{index:02}.safetensors"
             settings = {"ranks": ranks[: index + 1], "damping": damping, "ridge": ridge, "origin": origin}
-            kept = load_layer(file, settings) if file and file.exists() else None
+            kept = told(load_layer(file, settings) if file and is_main() and file.exists() else None)
             fitted: dict[str, Factors] = {}
             for half, stages in (
                 (attention_half, (("q_proj", "k_proj", "v_proj"), ("out_proj",))),
@@ -87,7 +91,7 @@ def refit(
                 for pair in states:
                     pair[0].copy_(half(layer, pair[0].to(model.device)))
                     pair[1].copy_(half(twin, pair[1].to(model.device)))
-            if file and kept is None:
+            if file and kept is None and is_main():
                 save_layer(fitted, file, settings)
     return lite
 
@@ -117,7 +121,8 @@ def _fit(
         return {}
     device = layer.fc1.weight.device
     bases = {name: reduced_weight(projection_module(layer, name).weight.double())[0] for name in ranks}
-    joint: dict[str, Moments] = {}
+    sizes = {name: projection_module(layer, name).weight.shape for name in ranks}
+    joint = {name: Moments.zeros(size[1] + min(size), device) for name, size in sizes.items()}
     for pair in states:
         stream, drifted = pair[0].to(device), pair[1].to(device)
         with recorded(layer, PROJECTIONS) as ours, recorded(twin, PROJECTIONS) as theirs:
@@ -133,14 +138,13 @@ def _fit(
             if basis is not None:
                 target = target @ basis.to(target)
             frames = torch.cat([theirs[name][0], target], dim=-1).flatten(end_dim=-2)
-            if name not in joint:
-                joint[name] = Moments.zeros(frames.shape[-1], torch.float32, device)
             joint[name].update(frames)
+    of_all = {name: joint[name].of_all_processes() for name in ranks}
     fitted = {}
-    for name, rank in ranks.items():
+    for name, rank in share(ranks.items()):
         dense = projection_module(layer, name)
         inputs = dense.in_features
-        mean, covariance = joint[name].mean, joint[name].covariance
+        mean, covariance = of_all[name].mean, of_all[name].covariance
         fitted[name] = regress(
             dense.weight,
             dense.bias,
@@ -152,7 +156,7 @@ def _fit(
             rank,
             ridge,
         )
-    return fitted
+    return dict(gathered([(name, Factors(*(part.cpu() for part in found))) for name, found in fitted.items()]))
 
 
 @contextmanager

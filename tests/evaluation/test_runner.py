@@ -1,19 +1,39 @@
 """Evaluating into a manifest: order, batches, interruption and memory change nothing."""
 
 import dataclasses
+import io
 import logging
 import random
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
-from lite_whisper.audio import AudioDataset, Clip
+from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip, Entry
 from lite_whisper.evaluation import runner
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
 from lite_whisper.evaluation.runner import evaluate
 
 ROOT = Path(__file__).parents[2]
+
+
+class Dataset(AudioDataset):
+    """Clips that are in memory."""
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        super().__init__([])
+        entries = [Entry(clip.name, partial(encoded, clip), clip.text, clip.name) for clip in clips]
+        self._sources = [[lambda: iter(entries)]]
+
+
+def encoded(clip: Clip) -> io.BytesIO:
+    file = io.BytesIO()
+    soundfile.write(file, clip.samples, SAMPLING_RATE, format="WAV", subtype="FLOAT")
+    file.seek(0)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +51,7 @@ def said(path: Path) -> list[tuple[int, str, str]]:
 def undisturbed(base_model, processor, clips, tmp_path_factory) -> Path:
     """The manifest of a run in batches of four."""
     path = tmp_path_factory.mktemp("undisturbed") / "m.jsonl"
-    assert evaluate(base_model, processor, clips, path, str.strip, 4) == 0
+    assert evaluate(base_model, processor, Dataset(clips), path, str.strip, 4) == 0
     return path
 
 
@@ -51,13 +71,13 @@ def test_a_manifest_holds_what_the_model_says(base_model, processor, clips, undi
 
 @pytest.mark.parametrize("batch_size", [1, 12])
 def test_the_batch_size_changes_nothing(batch_size, base_model, processor, clips, undisturbed, tmp_path) -> None:
-    evaluate(base_model, processor, clips, tmp_path / "m.jsonl", str.strip, batch_size)
+    evaluate(base_model, processor, Dataset(clips), tmp_path / "m.jsonl", str.strip, batch_size)
     assert said(tmp_path / "m.jsonl") == said(undisturbed)
 
 
 def test_small_chunks_change_nothing(base_model, processor, clips, undisturbed, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runner, "CHUNK", 3)
-    evaluate(base_model, processor, iter(clips), tmp_path / "m.jsonl", str.strip, 4)
+    evaluate(base_model, processor, Dataset(clips), tmp_path / "m.jsonl", str.strip, 4)
     assert said(tmp_path / "m.jsonl") == said(undisturbed)
 
 
@@ -77,14 +97,14 @@ def test_a_killed_run_goes_on(seed, base_model, processor, clips, undisturbed, t
 
     monkeypatch.setattr(runner, "append", stop)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(base_model, processor, clips, path, str.strip, 4)
+        evaluate(base_model, processor, Dataset(clips), path, str.strip, 4)
     contents = path.read_bytes()
     path.write_bytes(contents[: generator.randint(0, len(contents))])
     left = 100
-    evaluate(base_model, processor, clips, path, str.strip, 4)
+    evaluate(base_model, processor, Dataset(clips), path, str.strip, 4)
     assert said(path) == said(undisturbed)
     before = path.read_bytes()
-    evaluate(base_model, processor, clips, path, str.strip, 4)
+    evaluate(base_model, processor, Dataset(clips), path, str.strip, 4)
     assert path.read_bytes() == before
 
 
@@ -103,7 +123,7 @@ def test_a_batch_that_does_not_fit_is_halved(
 
     monkeypatch.setattr(runner, "transcribe_batch", at_most_three)
     with caplog.at_level(logging.WARNING):
-        evaluate(base_model, processor, clips, tmp_path / "m.jsonl", str.strip, 8)
+        evaluate(base_model, processor, Dataset(clips), tmp_path / "m.jsonl", str.strip, 8)
     assert said(tmp_path / "m.jsonl") == said(undisturbed)
     assert "out of memory with 8 clips at once; going on with 4" in caplog.text
 
@@ -116,7 +136,7 @@ def test_other_failures_and_single_clips_are_not_retried(base_model, processor, 
 
         monkeypatch.setattr(runner, "transcribe_batch", fail)
         with pytest.raises(type(error), match=str(error)):
-            evaluate(base_model, processor, clips[:1], tmp_path / "m.jsonl", str.strip)
+            evaluate(base_model, processor, Dataset(clips[:1]), tmp_path / "m.jsonl", str.strip)
 
 
 def test_empty_references_are_left_out_and_counted(base_model, processor, clips, tmp_path) -> None:
@@ -125,5 +145,5 @@ def test_empty_references_are_left_out_and_counted(base_model, processor, clips,
         clips[1],
         dataclasses.replace(clips[2], text="ignore time segment in scoring"),
     ]
-    assert evaluate(base_model, processor, changed, tmp_path / "m.jsonl", str.strip) == 2
+    assert evaluate(base_model, processor, Dataset(changed), tmp_path / "m.jsonl", str.strip) == 2
     assert [line.index for line in read_manifest(tmp_path / "m.jsonl")] == [1]

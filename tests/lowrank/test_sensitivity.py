@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.errors import InputError
 from lite_whisper.lowrank.calibration import projection_module
-from lite_whisper.lowrank.sensitivity import collect_sensitivities, transcripts
+from lite_whisper.lowrank.sensitivity import collect_sensitivities, noise_seed, transcripts
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibra
     for index, layer in enumerate(model.get_encoder().layers):
         for projection in PROJECTIONS:
             projection_module(layer, projection).register_forward_hook(keep((index, projection)))
-    generator = torch.Generator().manual_seed(5)
-    for batch in calibration_batches[:2]:
+    for number, batch in enumerate(calibration_batches[:2]):
+        generator = torch.Generator().manual_seed(noise_seed(5, number))
         tokens, predicted, _ = transcripts(base_model, base_model.get_encoder()(batch)[0])
         logits = model(input_features=batch, decoder_input_ids=tokens).logits[predicted]
         probabilities = logits.detach().softmax(dim=-1)

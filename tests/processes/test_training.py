@@ -1,14 +1,12 @@
 """Recovery and fine-tuning by two processes, which `accelerate launch` starts, against one."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launch import launch
 from safetensors.torch import load_file
 
 from lite_whisper import convert
@@ -16,8 +14,6 @@ from lite_whisper import convert
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
 AUDIO = ROOT / "examples/digits/calibration"
-TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-TWO += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +26,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(workplace: Path, *words: object) -> str:
-    """Runs Python with these arguments on the CPU; returns what it prints."""
-    result = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=workplace,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def python(processes: int, workplace: Path, *words: object) -> str:
+    """Runs Python with these arguments in so many processes; returns what it prints."""
+    result = launch(processes, workplace, *words)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -48,8 +37,8 @@ def test_two_processes_recover_what_one_does(workplace: Path) -> None:
     """The same losses, of the same windows, and the same weights; one of them writes."""
     command = ["recover", "lite", "--teacher", MODEL, "--dataset", AUDIO, "--num-samples", 12, "--steps", 5]
     command += ["--learning-rate", 1e-4, "--device", "cpu"]
-    python(workplace, "-m", "lite_whisper.cli", *command, "--batch-size", 4, "--output", "one")
-    said = python(workplace, *TWO, "-m", "lite_whisper.cli", *command, "--batch-size", 2, "--output", "two")
+    python(1, workplace, "-m", "lite_whisper.cli", *command, "--batch-size", 4, "--output", "one")
+    said = python(2, workplace, "-m", "lite_whisper.cli", *command, "--batch-size", 2, "--output", "two")
     assert said.count("written to two") == 1
     assert sorted(path.name for path in workplace.iterdir()) == ["lite", "one", "two"]
     one, two = (json.loads((workplace / name / "compression.json").read_text())["recovery"] for name in ("one", "two"))
@@ -72,8 +61,8 @@ def test_two_processes_fine_tune_what_one_does(workplace: Path) -> None:
     command += ["--eval_steps", 1, "--learning_rate", 1e-5, "--save_strategy", "no", "--gradient_checkpointing"]
     command += ["--per_device_eval_batch_size", 30]
     curves = []
-    for name, launcher, size in (("tuned", [], 4), ("tuned-by-two", TWO, 2)):
-        printed = python(workplace, *launcher, *command, "--output_dir", name, "--per_device_train_batch_size", size)
+    for name, processes, size in (("tuned", 1, 4), ("tuned-by-two", 2, 2)):
+        printed = python(processes, workplace, *command, "--output_dir", name, "--per_device_train_batch_size", size)
         curves.append([float(loss) for loss in re.findall(r"'eval_loss': '?([\d.]+)", printed)])
         assert (workplace / name / "model.safetensors").exists()
     assert len(curves[0]) == 3 and curves[0][-1] < curves[0][0]
