@@ -18,7 +18,7 @@ OLD := .venv-4.57/bin
 .venv-4.57/installed: Makefile
 	$(PYTHON) -m venv .venv-4.57
 	$(OLD)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(OLD)/pip install --quiet --disable-pip-version-check 'transformers==4.57.*' accelerate peft pytest soundfile torchao
+	$(OLD)/pip install --quiet --disable-pip-version-check 'transformers==4.57.*' accelerate peft pytest pytest-xdist soundfile torchao
 	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
 	touch $@
 
@@ -31,8 +31,9 @@ test: .venv/installed .venv-4.57/installed
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n auto --maxprocesses 4 --dist loadfile
-	$(BIN)/pytest tests/compatibility
-	$(OLD)/pytest tests/compatibility
+	$(BIN)/python tests/compatibility/build_models.py build/compatibility
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/compatibility -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -n auto --maxprocesses 4
 	PYTHONPATH=.venv-4.57/package $(OLD)/pytest tests/training
 
 bench: .venv/installed
