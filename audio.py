@@ -292,7 +292,7 @@ def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Par
     stream = stream.cast_column(column, _StoredAudio(decode=False))
 
     def entries(rows: datasets.IterableDataset, start: int) -> Iterator[Entry]:
-        for index, row in enumerate(rows, start):
+        for index, row in enumerate(_rows(rows, source), start):
             audio = row[column]
             name = audio["path"] or f"{source} row {index}"
             yield Entry(name, partial(_stored_audio, audio), find_text(row, source), name)
@@ -301,6 +301,27 @@ def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Par
         return [partial(entries, stream.shuffle(seed=seed, buffer_size=100), 0)]
     parts = min(stream.num_shards, PARTS)
     return [partial(entries, stream.shard(num_shards=parts, index=part), PART * part) for part in range(parts)]
+
+
+def _rows(stream: datasets.IterableDataset, source: str) -> Iterator[dict[str, Any]]:
+    """
+    The rows of a stream.
+
+    Raises:
+        InputError: one cannot be had, for whatever reason; without it what follows cannot be told apart.
+    """
+    rows = iter(stream)
+    for index in itertools.count():
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise InputError(
+                f"{source} broke off after {index} rows ({type(error).__name__}: {error}); "
+                "run the same command again, what was finished is not repeated"
+            ) from error
+        yield row
 
 
 def _stored_audio(audio: dict[str, Any]) -> io.BytesIO:

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# By these torch is known to have failed to write a file, which it does not say by a type of its own.
+TORCH_WRITES = ("inline_container.cc", "PytorchStreamWriter", "unable to resize file")
 
 
 class InputError(ValueError):
@@ -24,9 +26,14 @@ def exit_code(command: Callable[[], None]) -> int:
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory ({error}); lower --batch-size or use --device cpu", file=sys.stderr)
         return 1
-    except (InputError, OSError, SafetensorError) as error:
+    except (InputError, OSError, SafetensorError, RuntimeError) as error:
+        of_torch = any(name in str(error) for name in TORCH_WRITES)
+        if isinstance(error, RuntimeError) and not of_torch:
+            raise
         # safetensors gives the number in its text only.
-        full = any(code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK)
+        full = of_torch or any(
+            code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK
+        )
         advice = "; free some space or choose another disk, nothing half-written was left" if full else ""
         print(f"error: {error}{advice}", file=sys.stderr)
         return 1

@@ -1,5 +1,7 @@
 """Writing results so that nothing half-written is ever found under their name."""
 
+import glob
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,12 +11,19 @@ from typing import Any
 
 from .errors import InputError
 
+MOST = 5  # differences that are named
+
 
 @contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path` for a file or folder, renamed to `path` on success and removed on any failure."""
+    """
+    Gives a name beside `path` for a file or folder, renamed to `path` on success and removed on any failure.
+
+    What runs that were killed left there is removed first.
+    """
     temporary, replaced = (path.parent / f".{path.name}.{os.getpid()}.{end}" for end in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
+    tidy(path)
     try:
         yield temporary
         if path.is_dir():
@@ -26,10 +35,38 @@ def temporary_name(path: Path) -> Iterator[Path]:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         for left_over in (temporary, replaced):
-            if left_over.is_dir():
-                shutil.rmtree(left_over)
-            else:
-                left_over.unlink(missing_ok=True)
+            _remove(left_over)
+
+
+def tidy(path: Path) -> None:
+    """Removes what processes that are gone left beside `path`; a folder that one was about to replace is put back."""
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process, _, end = left_over.name.removeprefix(f".{path.name}.").partition(".")
+        if not process.isdigit() or end not in ("tmp", "old"):
+            continue
+        if int(process) != os.getpid() and _is_alive(int(process)):
+            continue
+        if end == "old" and not path.exists():
+            left_over.rename(path)
+        else:
+            _remove(left_over)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # of another user, or no process at all
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -41,6 +78,8 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
     owner where several processes use it.
     """
     folder = path.parent / f"{path.name}.unfinished"
+    if owner:
+        tidy(path)
     try:
         yield folder
     except BaseException:
@@ -48,7 +87,26 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
             folder.rmdir()
         raise
     if owner and folder.exists():
-        shutil.rmtree(folder)
+        # As a whole: of a part of it, the next run would not know what it was made from.
+        gone = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """
+    Reads a JSON object that an earlier run has left.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove {path.parent} to begin anew") from error
+    if not isinstance(kept, dict):
+        raise InputError(f"{path} is damaged (it holds no JSON object); remove {path.parent} to begin anew")
+    return kept
 
 
 def check_writable(path: Path) -> None:
@@ -67,6 +125,7 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
             `known_by` a file that every one of them holds.
     """
     check_writable(path)
+    tidy(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not (path / known_by).exists():
@@ -78,10 +137,26 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
 def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Refuses to go on with a file that was made with other settings, and says with which."""
     differences = [
-        f"{name} {kept.get(name)} there, {wanted[name]} here" for name in wanted if kept.get(name) != wanted[name]
+        difference for name, value in wanted.items() for difference in _differences(name, kept.get(name), value)
     ]
     if differences:
+        more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise InputError(
-            f"{path} was made from something else: {'; '.join(differences)}. "
+            f"{path} was made from something else: {'; '.join(differences[:MOST])}{more}. "
             "Give the same options, or another file or output, or remove it to begin anew"
         )
+
+
+def _differences(name: str, kept: Any, wanted: Any) -> Iterator[str]:
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for key in {**wanted, **kept}:
+            yield from _differences(f"{name} {key}", kept.get(key), wanted.get(key))
+    elif _is_rows(kept) and _is_rows(wanted) and len(kept) == len(wanted):
+        for index, (there, here) in enumerate(zip(kept, wanted, strict=True)):
+            yield from _differences(f"{name} {index}", there, here)
+    elif kept != wanted:
+        yield f"{name} {kept} there, {wanted} here"
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)

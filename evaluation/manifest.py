@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..saving import temporary_name
 
 logger = logging.getLogger(__name__)
 
+CHECKSUM = "crc32"
 NUMBERS = ("duration", "time", "encoder_time", "decoder_time")
 
 
@@ -48,11 +50,28 @@ def manifest_path(folder: Path, model: str, dataset: str) -> Path:
 
 
 def append(path: Path, lines: Iterable[Any]) -> None:
-    """Adds lines to a manifest, or to another file of dataclasses; they are on the disk when it returns."""
+    """
+    Adds lines to a manifest, or to another file of dataclasses; they are on the disk when it returns.
+
+    Each has a checksum of the rest of it, see `check_line`.
+    """
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
+        for line in lines:
+            values = asdict(line)
+            file.write(json.dumps(values | {CHECKSUM: _checksum(values)}, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_line(values: dict[str, Any]) -> None:
+    """Raises `ValueError` where a line that `append` wrote, parsed, is not as it was written."""
+    rest = {name: value for name, value in values.items() if name != CHECKSUM}
+    if values.get(CHECKSUM, checksum := _checksum(rest)) != checksum:
+        raise ValueError(f"its {CHECKSUM} is {values[CHECKSUM]} and should be {checksum}")
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values).encode())
 
 
 def drop_torn_line(path: Path) -> None:
@@ -82,10 +101,11 @@ def read_manifest(path: Path) -> list[Utterance]:
             values = json.loads(line)
             utterance = Utterance(**{field.name: values[field.name] for field in fields(Utterance)})
             _check_types(utterance)
+            check_line(values)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{path} line {number} is not one of a manifest ({type(error).__name__}: {error}); remove the line and "
-                "evaluate again, which adds what is missing"
+                f"{path} line {number} is not one of a manifest or damaged ({type(error).__name__}: {error}); remove "
+                "the line and evaluate again, which adds what is missing"
             ) from error
         if utterance.index in utterances:
             raise InputError(f"{path} line {number} repeats utterance {utterance.index}; remove one of the two")
@@ -113,10 +133,14 @@ def read_settings(manifest: Path) -> dict[str, Any]:
         InputError: the file beside it is missing or malformed.
     """
     path = settings_path(manifest)
+    advice = "keep it beside its manifest, or remove both and evaluate again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); keep it beside its manifest, or evaluate again") from error
+        raise InputError(f"{path} cannot be read ({error}); {advice}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} holds no settings; {advice}")
+    return settings
 
 
 def write_settings(manifest: Path, settings: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def plot_ranks(ranks: Ranks, config: WhisperConfig, path: Path) -> None:
     axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
     axes.set(xlabel="encoder layer", title="Rank of every encoder projection")
     figure.colorbar(image, label=f"rank (full: {config.d_model})")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
 
 
@@ -54,7 +54,7 @@ def plot_pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.plot(sizes, rates, marker="o", label=recipe)
     axes.set(xlabel="encoder parameters (millions)", ylabel="word error rate (%)", ylim=(0, None))
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
 
 
@@ -76,7 +76,7 @@ def plot_error_by_set(results: Sequence[Any], path: Path) -> None:
     axes.set_xticklabels([name.removeprefix("hf-audio/esb-datasets-test-only-sorted:") for name in sets])
     axes.set_ylabel("word error rate (%)")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
 
 
@@ -99,7 +99,7 @@ def plot_error_by_size(results: Sequence[Any], sizes: dict[str, int], bases: set
         axes.plot(*points.T, marker="x", linestyle=":", color="gray", label=f"{base}, published (ESB, per utterance)")
     axes.set(xlabel="encoder parameters (millions)", ylabel="word error rate (%), mean over sets", ylim=(0, None))
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
 
 

@@ -167,7 +167,9 @@ def write_summary(evaluations: Sequence[Evaluation], folder: Path) -> None:
         index = {"model-index": eval_results_to_model_index(model, results)}
         with temporary_name(folder / f"{model.replace('/', '-')}.model-index.yml") as temporary:
             temporary.write_text(yaml.safe_dump(index, sort_keys=False))
-    plot_error_by_set([e.result for e in evaluations], folder / "error_by_set.png")
+    with temporary_name(folder / "error_by_set.png") as temporary:
+        plot_error_by_set([e.result for e in evaluations], temporary)
     sizes = {e.result.model: e.settings["encoder_parameters"] for e in evaluations}
     bases = {e.settings["base_model"].split("/")[-1] for e in evaluations}
-    plot_error_by_size([e.result for e in evaluations], sizes, bases, folder / "error_by_size.png")
+    with temporary_name(folder / "error_by_size.png") as temporary:
+        plot_error_by_size([e.result for e in evaluations], sizes, bases, temporary)

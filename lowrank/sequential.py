@@ -1,5 +1,7 @@
 """Sequential refit: each projection learns from the inputs that the compressed model really delivers."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..processes import gathered, is_main, share, told
+from ..processes import gathered, is_main, place, share, told
 from .allocation import Ranks
 from .calibration import Moments, projection_module, recorded
 from .compression import empty_lite_model, set_factors
@@ -43,10 +45,9 @@ def refit(
     `fc2`, which write to the residual stream, also make up for the drift that has built up there.
 
     Time: about five forward passes of the encoder and, per layer, one linear system for each projection. Memory: the
-    hidden states of both models, 15 MB a window for large-v3, in a temporary folder on disk where they exceed 4 GB, and
-    for one projection at a time the joint covariance of inputs and targets (328 MB in float64 for fc2 of large-v3). Of
-    several processes each gives its share of the batches and solves its share of the systems of a layer, and all get
-    the whole model.
+    hidden states of both models, 15 MB a window for large-v3, on disk where they exceed 4 GB, and for one projection at
+    a time the joint covariance of inputs and targets (328 MB in float64 for fc2 of large-v3). Of several processes each
+    gives its share of the batches and solves its share of the systems of a layer, and all get the whole model.
 
     Args:
         model (`WhisperForConditionalGeneration`): the base model; it is not changed.
@@ -68,7 +69,7 @@ def refit(
     """
     lite = empty_lite_model(model, ranks)
     original, compressed = model.get_encoder().eval(), lite.get_encoder()
-    with _hidden_states(model, batches) as states:
+    with _hidden_states(model, batches, folder) as states:
         layers = zip(original.layers, compressed.layers, ranks, sensitivities.layers, strict=True)
         for index, (layer, twin, of_layer, sensitivity) in enumerate(tqdm(layers, "refit", len(ranks), unit="layer")):
             file = folder and folder / f"layer_{index:02}.safetensors"
@@ -161,25 +162,33 @@ def _fit(
 
 @contextmanager
 def _hidden_states(
-    model: WhisperForConditionalGeneration, batches: Sequence[torch.Tensor]
+    model: WhisperForConditionalGeneration, batches: Sequence[torch.Tensor], folder: Path | None
 ) -> Iterator[list[torch.Tensor]]:
     """
     What enters the first layer, twice, for the original and the compressed model.
 
-    Yields a list with a tensor of shape (2, batch, frames, d_model) for each batch, on the CPU or in files.
+    Yields a list with a tensor of shape (2, batch, frames, d_model) for each batch, on the CPU or in files. These lie in
+    the folder, if there is one, where the next run finds those of a run that was killed and writes over them.
     """
     encoder = model.get_encoder()
     entering: list[torch.Tensor] = []
     frames = model.config.max_source_positions * model.config.d_model
     size = 2 * sum(map(len, batches)) * frames * model.dtype.itemsize
-    with tempfile.TemporaryDirectory(prefix="lite-whisper-") as folder:
+    files = folder / f"hidden_states_{place(0)}" if folder else Path(tempfile.mkdtemp(prefix="lite-whisper-"))
+    try:
         for index, batch in enumerate(batches):
             hidden = layer_inputs(encoder, batch.to(device=model.device, dtype=model.dtype))[0]
             shape = (2, *hidden.shape)
             if size > IN_MEMORY:
-                file = str(Path(folder) / str(index))
-                stored = torch.from_file(file, shared=True, size=2 * hidden.numel(), dtype=model.dtype).view(shape)
+                file = files / str(index)
+                files.mkdir(parents=True, exist_ok=True)
+                with file.open("wb") as reserved:
+                    if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process by a signal
+                        os.posix_fallocate(reserved.fileno(), 0, 2 * hidden.numel() * model.dtype.itemsize)
+                stored = torch.from_file(str(file), shared=True, size=2 * hidden.numel(), dtype=model.dtype).view(shape)
             else:
                 stored = torch.empty(shape, dtype=model.dtype)
             entering.append(stored.copy_(hidden.expand(shape)))
         yield entering
+    finally:
+        shutil.rmtree(files, ignore_errors=True)

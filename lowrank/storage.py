@@ -1,5 +1,6 @@
 """Files that keep what took long to compute: moments and sensitivities, and the layers that were fitted so far."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,42 @@ from safetensors.torch import save_file
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..errors import InputError
-from ..saving import temporary_name
+from ..saving import check_same, temporary_name
 from .calibration import OBSERVED_SIDE, EncoderMoments, Moments
 from .sensitivity import Sensitivities
 from .spectrum import Factors
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file with a digest of all that it holds, by which `load_tensors` knows it to be whole."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with temporary_name(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata | {"sha256": _digest(tensors, metadata)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """
+    Reads what `save_tensors` wrote, or an earlier version without a digest: the tensors, on the CPU, and the metadata.
+
+    Raises:
+        SafetensorError: it is no safetensors file.
+        ValueError: it is one, but not as it was written.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    digest = metadata.pop("sha256", None)
+    if digest is not None and digest != _digest(tensors, metadata):
+        raise ValueError("what it holds is not what was written")
+    return tensors, metadata
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_moments(
@@ -33,8 +66,7 @@ def save_moments(
         for layer, totals in enumerate(sensitivities.layers):
             for projection, total in totals.items():
                 tensors[f"{layer}.{projection}.sensitivity"] = total.cpu()
-    with temporary_name(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    save_tensors(tensors, path, metadata)
 
 
 def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict[str, Any]]:
@@ -45,28 +77,27 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
         InputError: the file is not one of moments.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            origin = json.loads(metadata["origin"])
-            layers = 1 + max(int(name.split(".")[0]) for name in file.keys())  # noqa: SIM118 (not a dict)
-            moments = [
-                {
-                    projection: Moments(
-                        int(file.get_tensor(f"{layer}.{projection}.count")),
-                        file.get_tensor(f"{layer}.{projection}.mean"),
-                        file.get_tensor(f"{layer}.{projection}.scatter"),
-                    )
-                    for projection in OBSERVED_SIDE
-                }
-                for layer in range(layers)
-            ]
-            if "languages" not in metadata:
-                return moments, None, origin
-            sensitivities = [
-                {projection: file.get_tensor(f"{layer}.{projection}.sensitivity") for projection in PROJECTIONS}
-                for layer in range(layers)
-            ]
-            return moments, Sensitivities(sensitivities, Counter(json.loads(metadata["languages"]))), origin
+        tensors, metadata = load_tensors(path)
+        origin = json.loads(metadata["origin"])
+        layers = 1 + max(int(name.split(".")[0]) for name in tensors)
+        moments = [
+            {
+                projection: Moments(
+                    int(tensors[f"{layer}.{projection}.count"]),
+                    tensors[f"{layer}.{projection}.mean"],
+                    tensors[f"{layer}.{projection}.scatter"],
+                )
+                for projection in OBSERVED_SIDE
+            }
+            for layer in range(layers)
+        ]
+        if "languages" not in metadata:
+            return moments, None, origin
+        sensitivities = [
+            {projection: tensors[f"{layer}.{projection}.sensitivity"] for projection in PROJECTIONS}
+            for layer in range(layers)
+        ]
+        return moments, Sensitivities(sensitivities, Counter(json.loads(metadata["languages"]))), origin
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error
 
@@ -74,12 +105,11 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
 def save_layer(factors: dict[str, Factors], path: Path, origin: dict[str, Any]) -> None:
     """Writes the factors of one layer's projections to a safetensors file; `origin` says how they were made."""
     tensors = {
-        f"{projection}.{name}": value.contiguous().cpu()
+        f"{projection}.{name}": value
         for projection, of_projection in factors.items()
         for name, value in of_projection._asdict().items()
     }
-    with temporary_name(path) as temporary:
-        save_file(tensors, temporary, metadata={"origin": json.dumps(origin)})
+    save_tensors(tensors, path, {"origin": json.dumps(origin)})
 
 
 def load_layer(path: Path, origin: dict[str, Any]) -> dict[str, Factors]:
@@ -90,13 +120,14 @@ def load_layer(path: Path, origin: dict[str, Any]) -> dict[str, Factors]:
         InputError: the file is damaged, or was made in another way than `origin` says.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            if json.loads(file.metadata()["origin"]) != json.loads(json.dumps(origin)):
-                raise InputError(f"{path} was fitted with other settings; remove its folder to begin anew")
-            projections = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return {
-                projection: Factors(*(file.get_tensor(f"{projection}.{name}") for name in Factors._fields))
-                for projection in projections
-            }
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        tensors, metadata = load_tensors(path)
+        kept = json.loads(metadata["origin"])
+        projections = {name.split(".")[0] for name in tensors}
+        factors = {
+            projection: Factors(*(tensors[f"{projection}.{name}"] for name in Factors._fields))
+            for projection in projections
+        }
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a fitted layer ({error}); remove it to fit it anew") from error
+    check_same(kept, json.loads(json.dumps(origin)), path.parent)
+    return factors

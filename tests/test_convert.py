@@ -863,7 +863,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert main(arguments(tmp_path / "lite", speech, *options, "--seed", "4")) == 1
     assert "seed 3 there, 4 here" in only_message(capsys.readouterr().err)
     assert main(arguments(tmp_path / "lite", speech, *options, "--ratio", "0.4")) == 1
-    assert "layer_00.safetensors was fitted with other settings" in only_message(capsys.readouterr().err)
+    said = only_message(capsys.readouterr().err)
+    assert re.search(r"layers was made from something else: ranks 0 \w+ \d+ there, \d+ here", said)
     for name in ("collect_moments", "collect_sensitivities"):
         monkeypatch.setattr(f"lite_whisper.convert.{name}", None)
     calls = 100

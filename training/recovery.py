@@ -1,5 +1,6 @@
 """Recovery: low-rank factors learn from the model that they were made from, on audio without transcripts."""
 
+import hashlib
 import itertools
 import json
 import logging
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import (
     Trainer,
+    TrainerCallback,
+    TrainerControl,
     TrainerState,
     TrainingArguments,
     WhisperFeatureExtractor,
@@ -36,8 +38,9 @@ from ..lowrank.calibration import feature_batches, windows_of
 from ..lowrank.compression import set_factors
 from ..lowrank.sensitivity import layer_inputs, transcripts
 from ..lowrank.spectrum import Factors, balanced
+from ..lowrank.storage import load_tensors, save_tensors
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
-from ..saving import check_same, temporary_name
+from ..saving import check_same, read_kept, temporary_name
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ HELD_OUT = 10  # one window in so many is not trained on, but decides which step
 EVALUATIONS = 5
 LAYERS = 5  # at the most so many outputs of layers below the last are compared, evenly spaced
 PIECE = (0.5, 4.0)  # seconds; what the windows of all variants but the first are put together from
+DIGESTS = "digests.json"
 SAME = ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins", "max_source_positions")
 
 
@@ -149,7 +153,7 @@ def teach(
         extractor (`WhisperFeatureExtractor`): its own.
         windows (`Sequence[Clip]`): audio, at the most as long as the extractor's window.
         settings (`Recovery`): how many variants, in which noise.
-        folder (`Path`): for the files; those that are there are kept.
+        folder (`Path`): for the files; those that are there and whole are kept.
         origin (`dict`): what decides the contents; files that were made otherwise are refused.
 
     Returns:
@@ -162,7 +166,7 @@ def teach(
     kept = folder / "origin.json"
     with state.main_process_first():
         if kept.exists():
-            check_same(json.loads(kept.read_text()), json.loads(json.dumps(origin)), kept)
+            check_same(read_kept(kept), json.loads(json.dumps(origin)), kept)
         else:
             with temporary_name(kept) as temporary:
                 temporary.write_text(json.dumps(origin))
@@ -177,10 +181,8 @@ def teach(
             )
             for number, features in enumerate(batches):
                 files.append(folder / f"{variant:02}_{number:05}.safetensors")
-                if len(files) % state.num_processes == state.process_index and not files[-1].exists():
-                    lesson = _lesson(teacher, features)
-                    with temporary_name(files[-1]) as temporary:
-                        save_file({name: tensor.cpu().contiguous() for name, tensor in lesson.items()}, temporary)
+                if len(files) % state.num_processes == state.process_index and not _is_lesson(files[-1]):
+                    save_tensors(_lesson(teacher, features), files[-1], {})
                 progress.update(len(features))
     state.wait_for_everyone()
     words = 0
@@ -191,6 +193,17 @@ def teach(
     if not words:
         raise InputError("the teacher hears no speech in the audio; give recordings of speech")
     return files
+
+
+def _is_lesson(file: Path) -> bool:
+    try:
+        load_tensors(file)
+    except FileNotFoundError:
+        return False
+    except (SafetensorError, ValueError) as error:
+        logger.warning("%s is damaged (%s) and made anew", file, error)
+        return False
+    return True
 
 
 def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -252,6 +265,7 @@ class RecoveryTrainer(Trainer):
         self.student = student.model  # without its head over the vocabulary
         self.settings = settings
         super().__init__(self.student, data_collator=collate, **arguments)
+        self.add_callback(WriteDigests())
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -278,6 +292,33 @@ class RecoveryTrainer(Trainer):
         if model.training and not self.accelerator.gather(loss.detach()).isfinite().all():
             raise FloatingPointError("the loss is NaN or infinite")
         return (loss, {"last_hidden_state": ours.last_hidden_state}) if return_outputs else loss
+
+
+class WriteDigests(TrainerCallback):
+    """Puts into every checkpoint, once the rest of it is written, the digests by which `_is_whole` knows it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the trainer."""
+        processes = PartialState()
+        processes.wait_for_everyone()  # each writes a file of its own
+        if processes.is_main_process:
+            checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            digests = {path.name: _digest(path) for path in checkpoint.iterdir()}
+            with temporary_name(checkpoint / DIGESTS) as temporary:
+                temporary.write_text(json.dumps(digests))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        digests = json.loads((checkpoint / DIGESTS).read_text())
+        return all(_digest(checkpoint / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def relative_distance(ours: torch.Tensor, theirs: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
@@ -350,13 +391,21 @@ def recover(
         The settings, the steps taken, and the loss on the held-out part before and after.
 
     Raises:
-        InputError: student and teacher do not fit, or there is no speech.
+        InputError: student and teacher do not fit, there is no speech, or what is in the folder was made otherwise.
     """
     check_pair(student, teacher)
     device = student.device
     PartialState(cpu=device.type == "cpu")  # so that several processes know of each other from here on
     began = time.monotonic()
     lasting = {name: value for name, value in asdict(settings).items() if name not in ("steps", "minutes")}
+    # Lessons serve any number of steps, a checkpoint does not.
+    kept_schedule = folder / "schedule.json"
+    length = {"minutes": settings.minutes} if settings.steps is None else {"steps": settings.steps}
+    schedule: dict[str, Any] = {**length, "bf16": bf16}
+    with PartialState().main_process_first():
+        checkpoint = _last_checkpoint(folder)
+        if checkpoint:
+            check_same(read_kept(kept_schedule), schedule, kept_schedule)
     windows = list(itertools.islice(windows_of(clips, extractor.n_samples), num_samples))
     if len(windows) < 2:
         raise InputError("there is too little audio to hold some out; give more")
@@ -377,8 +426,9 @@ def recover(
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     freeze(student)
     start = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
-    with PartialState().main_process_first():
-        checkpoint = _last_checkpoint(folder)
+    if not checkpoint and PartialState().is_main_process:
+        with temporary_name(kept_schedule) as temporary:
+            temporary.write_text(json.dumps(schedule))
     if checkpoint:
         steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).max_steps
     elif settings.steps:
@@ -413,15 +463,19 @@ def recover(
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; what a run that was killed left half-written is removed."""
-    checkpoints = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))  # written last
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-        else:
-            return checkpoint
+    """
+    The newest checkpoint that is whole, together with the best that it names.
+
+    What is not, because a run was killed or the disk is damaged, and what is newer, are removed.
+    """
+    checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    whole = {checkpoint.resolve() for checkpoint in checkpoints if _is_whole(checkpoint)}
+    for checkpoint in reversed(checkpoints):
+        if checkpoint.resolve() in whole:
+            best = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+            if best is None or Path(best).resolve() in whole:
+                return checkpoint
+        shutil.rmtree(checkpoint)
     return None
 
 

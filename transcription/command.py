@@ -21,7 +21,7 @@ from ..errors import InputError, exit_code
 from ..evaluation.command import add_decoding_arguments, check_language
 from ..model_folder import fingerprint, load_model
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..saving import check_same, check_writable, temporary_name, unfinished
+from ..saving import check_same, check_writable, read_kept, temporary_name, tidy, unfinished
 from .formats import FORMATS, Transcript
 from .runner import read_transcripts, transcribe_recordings
 
@@ -91,6 +91,7 @@ def check_output(arguments: argparse.Namespace, sources: Sequence[str]) -> None:
         InputError: it exists, or is one file of text where there are several recordings.
     """
     output, alone = arguments.output, len(sources) == 1 and Path(sources[0]).is_file()
+    tidy(output)
     if arguments.format != JSON_LINES and not arguments.folder and not alone:
         raise InputError(
             f"{output} holds one recording and there may be several; name a folder and --format {arguments.format}, "
@@ -167,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
         work.mkdir(parents=True, exist_ok=True)
         kept, lines = work / "settings.json", work / "transcripts.jsonl"
         if kept.exists():
-            check_same(json.loads(kept.read_text()), settings, kept)
+            check_same(read_kept(kept), settings, kept)
         with temporary_name(kept) as temporary:
             temporary.write_text(json.dumps(settings))
         entries = AudioDataset(sources).entries()

@@ -15,7 +15,7 @@ from transformers import AutomaticSpeechRecognitionPipeline, WhisperFeatureExtra
 
 from ..audio import SAMPLING_RATE, Clip, Entry
 from ..errors import InputError
-from ..evaluation.manifest import append, drop_torn_line
+from ..evaluation.manifest import CHECKSUM, append, check_line, drop_torn_line
 from ..evaluation.transcription import batches_by_length
 from .formats import Segment, Transcript
 
@@ -81,7 +81,7 @@ def transcribe_recordings(
         progress.update(len(new))
 
     with ThreadPoolExecutor(1) as reader, tqdm(desc="transcription", unit="recording", initial=len(done)) as progress:
-        for chunk in _read_ahead(reader, _unfinished_chunks(entries, done), extractor.n_samples / SAMPLING_RATE):
+        for chunk in _read_ahead(reader, _unfinished_chunks(entries, done, path), extractor.n_samples / SAMPLING_RATE):
             keep([_transcript(recording, None) for recording in chunk if recording.error])
             short = [(recording, recording.clip) for recording in chunk if recording.clip]
             for places in batches_by_length([clip for _, clip in short], extractor, batch_size):
@@ -94,52 +94,71 @@ def transcribe_recordings(
                     keep(transcripts([recording], [recording.entry.read()], options))
 
 
-def finished(path: Path) -> set[int]:
-    """The recordings whose lines are there; a line that was cut off is removed."""
+def finished(path: Path) -> dict[int, str]:
+    """The recordings whose lines are there, and where they were; a line that was cut off is removed."""
     if not path.exists():
-        return set()
+        return {}
     drop_torn_line(path)
-    return set(line_offsets(path))
+    return {index: audio for index, (_, audio) in kept_lines(path).items()}
 
 
-def line_offsets(path: Path) -> dict[int, int]:
+def kept_lines(path: Path) -> dict[int, tuple[int, str]]:
     """
-    Where the line of each recording begins.
+    Of each recording the place where its line begins, and where it was.
 
     Raises:
-        InputError: a line is none of a transcript, or comes twice.
+        InputError: a line is none of a transcript, is damaged, or comes twice.
     """
-    offsets: dict[int, int] = {}
+    found: dict[int, tuple[int, str]] = {}
     with path.open("rb") as file:
         while True:
             offset = file.tell()
             line = file.readline()
             if not line:
-                return offsets
+                return found
             try:
-                index = json.loads(line)["index"]
+                transcript = _parsed(line)
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} holds a line that is no transcript; remove it and run again") from error
-            if index in offsets:
-                raise InputError(f"{path} holds recording {index} twice; remove one of the lines and run again")
-            offsets[index] = offset
+                raise InputError(
+                    f"{path} holds a line that is no transcript, or damaged, at byte {offset} "
+                    f"({type(error).__name__}: {error}); remove the line and run again"
+                ) from error
+            if transcript.index in found:
+                raise InputError(
+                    f"{path} holds recording {transcript.index} twice; remove one of the lines and run again"
+                )
+            found[transcript.index] = offset, transcript.audio
 
 
 def read_transcripts(path: Path) -> Iterator[Transcript]:
     """The transcripts in the order of the recordings; one at a time is in memory."""
-    offsets = line_offsets(path)
     with path.open("rb") as file:
-        for index in sorted(offsets):
-            file.seek(offsets[index])
-            values = json.loads(file.readline())
-            yield Transcript(**{**values, "segments": [Segment(**segment) for segment in values["segments"]]})
+        for _, (offset, _) in sorted(kept_lines(path).items()):
+            file.seek(offset)
+            yield _parsed(file.readline())
 
 
-def _unfinished_chunks(entries: Iterable[Entry], done: set[int]) -> Iterator[list[tuple[int, Entry]]]:
-    numbered = enumerate(entries)
+def _parsed(line: bytes) -> Transcript:
+    values = json.loads(line)
+    check_line(values)
+    values.pop(CHECKSUM, None)
+    return Transcript(**{**values, "segments": [Segment(**segment) for segment in values["segments"]]})
+
+
+def _unfinished_chunks(entries: Iterable[Entry], done: dict[int, str], path: Path) -> Iterator[list[tuple[int, Entry]]]:
+    numbered, last = enumerate(entries), -1
     while chunk := list(islice(numbered, CHUNK)):
+        for last, entry in chunk:
+            if done.get(last, entry.location) != entry.location:
+                _refuse(path, f"holds {done[last]} in the place of {entry.location}")
         if not all(index in done for index, _ in chunk):
             yield chunk
+    if max(done, default=-1) > last:
+        _refuse(path, f"holds {done[max(done)]}, which is there no more")
+
+
+def _refuse(path: Path, reason: str) -> None:
+    raise InputError(f"{path} {reason}; give the same recordings, or remove {path.parent} to begin anew")
 
 
 def _read_ahead(
