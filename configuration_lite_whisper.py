@@ -9,6 +9,22 @@ from transformers import WhisperConfig
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
+# What is multiplied, and so has to be positive; WhisperConfig takes any number.
+SIZES = (
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_layers",
+    "decoder_attention_heads",
+    "decoder_ffn_dim",
+    "max_source_positions",
+    "max_target_positions",
+    "num_mel_bins",
+    "vocab_size",
+)
+MOST_LAYERS = MOST_LABELS = 1000  # 10**9 of them would take weeks and all memory, before any weight is looked at
+
 # Written in full into every saved config. transformers would register only the one Auto class it loaded the model with.
 AUTO_MAP = {
     "AutoConfig": "configuration_lite_whisper.LiteWhisperConfig",
@@ -36,20 +52,38 @@ class LiteWhisperConfig(WhisperConfig):
             `low_rank_config` the model is exactly Whisper.
 
     Raises:
-        ValueError: the number of layers, a projection's name or a rank does not fit the rest of the configuration.
+        ValueError: a size is not a positive integer, or the number of layers, a projection's name or a rank does not
+            fit the rest of the configuration.
     """
 
     model_type = "lite-whisper"
     _auto_class = "AutoConfig"  # makes save_pretrained copy this file, however the class was imported
 
     def __init__(self, low_rank_config: Sequence[dict[str, int]] | None = None, **kwargs: Any) -> None:
+        labels = kwargs.get("num_labels")
+        if isinstance(labels, int) and labels > MOST_LABELS:
+            raise ValueError(f"num_labels is {labels}; there are no more than {MOST_LABELS}")
         super().__init__(**kwargs)
-        self.low_rank_config = None if low_rank_config is None else [dict(ranks) for ranks in low_rank_config]
+        if low_rank_config is not None:
+            if not isinstance(low_rank_config, (list, tuple)) or not all(isinstance(r, dict) for r in low_rank_config):
+                raise ValueError("low_rank_config is no list of dicts, one for each encoder layer, of ranks")
+            low_rank_config = [dict(ranks) for ranks in low_rank_config]
+        self.low_rank_config = low_rank_config
         # transformers tells Whisper's decoding, timestamps and language handling by the type of the *instance*; what is
         # saved, and what the Auto classes dispatch on, is the type of the class.
         self.model_type = "whisper"  # type: ignore[misc]
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self.validate_sizes()
         self.validate_low_rank_config()
+
+    def validate_sizes(self) -> None:
+        """Raises `ValueError`, naming the size, where no Whisper could have it."""
+        for name in SIZES:
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} is {size!r}, not a positive integer")
+            if name.endswith("layers") and size > MOST_LAYERS:
+                raise ValueError(f"{name} is {size}; this package builds no model with more than {MOST_LAYERS}")
 
     def validate_low_rank_config(self) -> None:
         """Raises `ValueError`, naming layer and projection, where `low_rank_config` does not fit this Whisper."""

@@ -4,14 +4,17 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
+from .configuration_lite_whisper import LiteWhisperConfig
 from .errors import InputError
 from .evaluation.plots import plot_ranks
 from .modeling_lite_whisper import LiteWhisperForConditionalGeneration
@@ -32,6 +35,7 @@ PROCESSOR_FILES = (
 )
 
 
+Model = TypeVar("Model", bound=WhisperForConditionalGeneration)
 PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
 
 
@@ -53,6 +57,42 @@ def public_name(source: str) -> str:
     path = Path(source)
     # A dataset may be gone by now where its moments were kept.
     return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
+
+
+@contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Makes an `InputError` of whatever transformers raises over damaged files, most of which it does not check."""
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot load {name}, whose files may be damaged or of different models: {reason}") from error
+
+
+def _load(model_class: type[Model], name: str, folder: Path) -> Model:
+    """
+    Loads a model in the dtype in which it is stored, from safetensors only, if it is whole.
+
+    Raises:
+        InputError: the files are damaged, weights are missing, left over or not finite.
+    """
+    with _damage_told(name):
+        loaded: Any = model_class.from_pretrained(name, dtype="auto", use_safetensors=True, output_loading_info=True)
+        model, report = loaded
+        if (folder / "generation_config.json").exists():  # transformers does without a damaged one
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        faults = {
+            "lack": report["missing_keys"],
+            "have, against config.json,": report["unexpected_keys"],
+            "hold NaN or infinity in": [key for key, weight in model.named_parameters() if not weight.isfinite().all()],
+        }
+    for fault, keys in faults.items():
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise InputError(f"the weights of {name} {fault} {min(keys)}{more}; give a whole model")
+    return model
 
 
 def model_files(name: str) -> tuple[Path, dict[str, Any]]:
@@ -80,7 +120,8 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
                 f"cannot find {name}: it is no folder here, and as a Hub id: {error} "
                 "Give a folder, or a Hub id such as openai/whisper-small"
             ) from error
-    return folder, PreTrainedConfig.get_config_dict(folder)[0]
+    with _damage_told(name):
+        return folder, dict(PreTrainedConfig.get_config_dict(folder)[0])  # JSON may hold something else
 
 
 def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
@@ -88,7 +129,7 @@ def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
     `model_files` of a stock Whisper with its processor.
 
     Raises:
-        InputError: it is no Whisper, is compressed already, or lacks its processor.
+        InputError: it is no Whisper, is compressed already, lacks its processor, or `config.json` makes no sense.
     """
     folder, config = model_files(name)
     if config.get("model_type") == "lite-whisper":
@@ -98,6 +139,8 @@ def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
             f"{name} is a {config.get('model_type', 'model of unknown type')}, not a Whisper; "
             "give a Whisper in the format of transformers, for example openai/whisper-small"
         )
+    with _damage_told(name):
+        LiteWhisperConfig(**config)  # checks more than WhisperConfig
     if not {"preprocessor_config.json", "processor_config.json"} & {path.name for path in folder.iterdir()}:
         raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
     if not (folder / "tokenizer_config.json").exists():
@@ -116,10 +159,10 @@ def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
         The model, on the CPU, and a folder that holds its processor and generation files.
 
     Raises:
-        InputError: as in `base_model_files`.
+        InputError: as in `base_model_files`; or its files are damaged.
     """
     folder, _ = base_model_files(name)
-    return WhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+    return _load(WhisperForConditionalGeneration, name, folder), folder
 
 
 def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneration, Path]:
@@ -133,7 +176,7 @@ def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneratio
         The model, on the CPU, and the folder that holds its other files, which a published checkpoint has few of.
 
     Raises:
-        InputError: it is not compressed.
+        InputError: it is not compressed, or its files are damaged.
     """
     folder, config = model_files(name)
     if config.get("model_type") != "lite-whisper":
@@ -141,7 +184,7 @@ def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneratio
             f"{name} is a {config.get('model_type', 'model of unknown type')}, not a LiteWhisper; "
             "give a model that was compressed, for example efficient-speech/lite-whisper-large-v3-turbo"
         )
-    return LiteWhisperForConditionalGeneration.from_pretrained(name, dtype="auto", use_safetensors=True), folder
+    return _load(LiteWhisperForConditionalGeneration, name, folder), folder
 
 
 def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
@@ -154,11 +197,11 @@ def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProce
         name (`str`): Hub id or folder.
 
     Raises:
-        InputError: there is no such model, or it has no processor.
+        InputError: there is no such model, it has no processor, or its files are damaged.
     """
     if model_files(name)[1].get("model_type") != "lite-whisper":
         model, folder = load_base_model(name)
-        return model, WhisperProcessor.from_pretrained(folder)
+        return model, load_processor(folder)
     lite, folder = load_compressed_model(name)
     if not (folder / "tokenizer_config.json").exists():
         published = PUBLISHED_NAME.fullmatch(Path(name).name)
@@ -166,7 +209,18 @@ def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProce
             raise InputError(f"{name} has no processor; complete it with convert.py --upgrade and --base-model")
         folder, _ = base_model_files(f"openai/whisper-{published[1]}")
         lite.generation_config = GenerationConfig.from_pretrained(folder)
-    return lite, WhisperProcessor.from_pretrained(folder)
+    return lite, load_processor(folder)
+
+
+def load_processor(folder: Path) -> WhisperProcessor:
+    """
+    Loads the processor in a model folder.
+
+    Raises:
+        InputError: its files are damaged.
+    """
+    with _damage_told(str(folder)):
+        return WhisperProcessor.from_pretrained(folder)
 
 
 def base_model_of(name: str) -> str:
@@ -176,7 +230,8 @@ def base_model_of(name: str) -> str:
         return name
     report = folder / COMPRESSION
     if report.exists():
-        return json.loads(report.read_text())["base_model"]
+        with _damage_told(name):
+            return json.loads(report.read_text())["base_model"]
     published = PUBLISHED_NAME.fullmatch(Path(name).name)
     return f"openai/whisper-{published[1]}" if published else name
 

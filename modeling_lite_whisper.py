@@ -203,6 +203,19 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self.model.encoder.optimize_for_inference(enabled, batch_size)
         return self
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """
+        As in transformers, but a model with random weights in the place of missing ones is not returned.
+
+        Raises:
+            ValueError: weights are missing.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
+        return loaded if output_loading_info else loaded[0]
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, with the ranks of the layers as they are: merging an adapter may have changed them.

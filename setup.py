@@ -35,5 +35,7 @@ setup(
         "tqdm",
         "transformers>=5.0",
     ],
-    extras_require={"test": ["jsonschema", "mypy", "peft>=0.18", "pytest", "pytest-xdist", "ruff", "torchao"]},
+    extras_require={
+        "test": ["hypothesis", "jsonschema", "mypy", "peft>=0.18", "pytest", "pytest-xdist", "ruff", "torchao"]
+    },
 )

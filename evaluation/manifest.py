@@ -55,7 +55,8 @@ def append(path: Path, lines: Iterable[Any]) -> None:
 
     Each has a checksum of the rest of it, see `check_line`.
     """
-    with path.open("a", encoding="utf-8") as file:
+    # A name of a file that is no UTF-8 has lone surrogates, which JSON can hold in escaped form alone.
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         for line in lines:
             values = asdict(line)
             file.write(json.dumps(values | {CHECKSUM: _checksum(values)}, ensure_ascii=False) + "\n")

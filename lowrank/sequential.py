@@ -167,7 +167,7 @@ def _hidden_states(
     """
     What enters the first layer, twice, for the original and the compressed model.
 
-    Yields a list with a tensor of shape (2, batch, frames, d_model) for each batch, on the CPU or in files. These lie in
+    Yields a list with a tensor of shape (2, batch, frames, d_model) for each batch, on the CPU or in files. They lie in
     the folder, if there is one, where the next run finds those of a run that was killed and writes over them.
     """
     encoder = model.get_encoder()

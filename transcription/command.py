@@ -76,11 +76,18 @@ def expanded(sources: Sequence[str]) -> list[str]:
         if Path(source).exists() or not glob.has_magic(source):
             names.append(source)
             continue
-        matches = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())  # noqa: PTH207 (may be absolute)
-        if not matches:
+        matching = files_matching(Path(source))
+        if not matching:
             raise InputError(f"no file matches {source}")
-        names += matches
+        names += matching
     return names
+
+
+def files_matching(pattern: Path) -> list[str]:
+    """The files that match; `**` follows no links to folders, as glob.glob does, even where they lead in circles."""
+    pattern = pattern / "*" if pattern.name == "**" else pattern
+    found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+    return sorted(str(path) for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def check_output(arguments: argparse.Namespace, sources: Sequence[str]) -> None:
@@ -116,7 +123,7 @@ def write(transcripts: Path, output: Path, form: str, folder: bool) -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(FORMATS[form](transcript), encoding="utf-8")
             return
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as in `append`
             for transcript in read_transcripts(transcripts):
                 file.write(json_line(transcript) if form == JSON_LINES else FORMATS[form](transcript))
 
