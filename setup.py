@@ -36,6 +36,17 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "jsonschema", "mypy", "peft>=0.18", "pytest", "pytest-xdist", "ruff", "torchao"]
+        "ray": ["ray[data]"],
+        "test": [
+            "hypothesis",
+            "jsonschema",
+            "mypy",
+            "peft>=0.18",
+            "pytest",
+            "pytest-xdist",
+            "ray[data]",
+            "ruff",
+            "torchao",
+        ],
     },
 )

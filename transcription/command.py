@@ -8,12 +8,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import AutomaticSpeechRecognitionPipeline
+from transformers import AutomaticSpeechRecognitionPipeline, WhisperForConditionalGeneration, WhisperProcessor
 
 from ..arguments import device_name, positive
 from ..audio import AudioDataset
@@ -23,7 +24,7 @@ from ..model_folder import fingerprint, load_model
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..saving import check_same, check_writable, read_kept, temporary_name, tidy, unfinished
 from .formats import FORMATS, Transcript
-from .runner import read_transcripts, transcribe_recordings
+from .runner import Transcriber, read_transcripts, transcribe_recordings
 
 JSON_LINES = "jsonl"
 
@@ -51,7 +52,13 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
     )
     add_decoding_arguments(parser)
     parser.add_argument("--batch-size", type=positive, default=8, help="windows that run at once (default 8)")
-    parser.add_argument("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device_name, help="cpu, cuda, cuda:1 (default cuda where there is a GPU)")
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="share the work over the devices of a Ray cluster (that of RAY_ADDRESS, or one started on this machine), "
+        "whose nodes need lite-whisper and see the files under the same names",
+    )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     arguments = parser.parse_args(argv)
     suffix = arguments.output.suffix.removeprefix(".")
@@ -150,27 +157,39 @@ def file_names(recordings: Sequence[str], form: str) -> dict[str, str]:
     }
 
 
+def transcriber(
+    arguments: argparse.Namespace, model: WhisperForConditionalGeneration, processor: WhisperProcessor, device: str
+) -> Transcriber:
+    """The model on a device, ready to transcribe as the arguments say."""
+    generate_kwargs: dict[str, Any] = {"num_beams": arguments.num_beams}
+    if getattr(model.generation_config, "is_multilingual", False):
+        generate_kwargs |= {"task": arguments.task, "language": arguments.language}
+    model.to(device=device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
+    if isinstance(model, LiteWhisperForConditionalGeneration):
+        model.optimize_for_inference(batch_size=arguments.batch_size)
+    recognizer = AutomaticSpeechRecognitionPipeline(
+        model=model.eval(), tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
+    )
+    return Transcriber(recognizer, arguments.batch_size, arguments.timestamps, generate_kwargs)
+
+
+def load_transcriber(arguments: argparse.Namespace, device: str) -> Transcriber:
+    """Loads what the arguments name and gives a `transcriber`; in an actor of a cluster."""
+    return transcriber(arguments, *load_model(arguments.model), device)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Transcribes what the arguments name and writes the result."""
     sources = expanded(arguments.sources)
     check_output(arguments, sources)
     model, processor = load_model(arguments.model)
-    generate_kwargs: dict[str, Any] = {"num_beams": arguments.num_beams}
     check_language(arguments.language, model, arguments.model)
-    if getattr(model.generation_config, "is_multilingual", False):
-        generate_kwargs |= {"task": arguments.task, "language": arguments.language}
     settings = {
         "model": fingerprint(model),
         "sources": list(arguments.sources),
         **{name: getattr(arguments, name) for name in ("language", "task", "num_beams", "timestamps", "dtype")},
         "batch_size": arguments.batch_size,
     }
-    model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
-    if isinstance(model, LiteWhisperForConditionalGeneration):
-        model.optimize_for_inference(batch_size=arguments.batch_size)
-    recognizer = AutomaticSpeechRecognitionPipeline(
-        model=model.eval(), tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
-    )
     with unfinished(arguments.output) as work:
         work.mkdir(parents=True, exist_ok=True)
         kept, lines = work / "settings.json", work / "transcripts.jsonl"
@@ -178,8 +197,15 @@ def run(arguments: argparse.Namespace) -> None:
             check_same(read_kept(kept), settings, kept)
         with temporary_name(kept) as temporary:
             temporary.write_text(json.dumps(settings))
-        entries = AudioDataset(sources).entries()
-        transcribe_recordings(recognizer, entries, lines, arguments.batch_size, arguments.timestamps, generate_kwargs)
+        if arguments.ray:
+            from .cluster import transcribe_on_cluster  # Ray need not be installed
+
+            on_gpus = None if arguments.device is None else arguments.device != "cpu"
+            transcribe_on_cluster(partial(load_transcriber, arguments), sources, lines, on_gpus)
+        else:
+            device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            entries = AudioDataset(sources).entries()
+            transcribe_recordings(transcriber(arguments, model, processor, device), entries, lines)
         errors = [transcript.error for transcript in read_transcripts(lines)]
         failed = [error for error in errors if error]
         if len(failed) == len(errors):

@@ -3,8 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from .formats import Segment, Transcript
 logger = logging.getLogger(__name__)
 
 CHUNK = 256  # recordings that are read ahead and sorted by length together
+Chunk = list[tuple[int, Entry]]  # recordings, with their places among all
 Timestamps = Literal["none", "segment", "word"]
 
 
@@ -36,62 +38,100 @@ class _Recording:
     error: str | None = None
 
 
-def transcribe_recordings(
-    recognizer: AutomaticSpeechRecognitionPipeline,
-    entries: Iterable[Entry],
-    path: Path,
-    batch_size: int = 8,
-    timestamps: Timestamps = "segment",
-    generate_kwargs: dict[str, Any] | None = None,
-) -> None:
+class Transcriber:
     """
-    Transcribes recordings and writes a JSON line for each, as batches are done; those already there are not repeated.
+    Transcribes recordings chunk by chunk.
 
     Recordings that fit into the model's window are put together in batches of similar length; longer ones go through
-    Whisper's sequential long-form decoding one by one. The next recordings are read while the model runs. Which ones
-    run together depends on their order alone, not on what was interrupted.
-
-    Memory: the model, one batch, and the samples of 512 windows or of one longer recording (0.23 GB an hour, and twice
-    as much for its features).
+    Whisper's sequential long-form decoding one by one. Which ones run together depends on the chunk alone.
 
     Args:
         recognizer (`AutomaticSpeechRecognitionPipeline`): with the model and its processor.
-        entries (`Iterable[Entry]`): the recordings, always in the same order.
-        path (`Path`): of the lines, each a `Transcript`; a recording that cannot be read has a line with the reason.
         batch_size (`int`): windows that run at once.
         timestamps (`str`): the kind of the segments; longer recordings have segments in any case.
         generate_kwargs (`dict`, *optional*): for `generate()`, such as language and task.
     """
-    done, start, heard = finished(path), time.monotonic(), 0.0
-    extractor = cast(WhisperFeatureExtractor, recognizer.feature_extractor)
-    asked: dict[str, Any] = {"return_timestamps": {"none": False, "segment": True, "word": "word"}[timestamps]}
-    asked["generate_kwargs"] = generate_kwargs or {}
 
-    def transcripts(part: list[_Recording], clips: list[Clip], options: dict[str, Any]) -> list[Transcript]:
+    def __init__(
+        self,
+        recognizer: AutomaticSpeechRecognitionPipeline,
+        batch_size: int = 8,
+        timestamps: Timestamps = "segment",
+        generate_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self._recognizer = recognizer
+        self._extractor = cast(WhisperFeatureExtractor, recognizer.feature_extractor)
+        self._batch_size = batch_size
+        self._options: dict[str, Any] = {
+            "return_timestamps": {"none": False, "segment": True, "word": "word"}[timestamps],
+            "generate_kwargs": generate_kwargs or {},
+        }
+
+    def read(self, chunk: Chunk) -> list[_Recording]:
+        """Reads the recordings of a chunk, those that fit into a window to keep their samples."""
+        window = self._extractor.n_samples / SAMPLING_RATE
+        return [_read(index, entry, window) for index, entry in chunk]
+
+    def transcripts(self, chunk: Sequence[_Recording], done: Container[int] = ()) -> Iterator[list[Transcript]]:
+        """
+        The transcripts of a chunk from `read`, batch by batch; those that were done before are left out.
+
+        A recording that cannot be read has a transcript with the reason.
+        """
+        yield [_transcript(recording, None) for recording in chunk if recording.error and recording.index not in done]
+        short = [(recording, recording.clip) for recording in chunk if recording.clip]
+        for places in batches_by_length([clip for _, clip in short], self._extractor, self._batch_size):
+            part, clips = zip(*(short[place] for place in places), strict=True)
+            if not all(recording.index in done for recording in part):
+                found = self._recognize(part, clips, self._options)
+                yield [transcript for transcript in found if transcript.index not in done]
+        for recording in chunk:
+            if recording.clip is None and not recording.error and recording.index not in done:
+                options = self._options | {"return_timestamps": self._options["return_timestamps"] or True}
+                yield self._recognize([recording], [recording.entry.read()], options)
+
+    def _recognize(
+        self, part: Sequence[_Recording], clips: Sequence[Clip], options: dict[str, Any]
+    ) -> list[Transcript]:
         inputs: Any = [{"raw": clip.samples, "sampling_rate": SAMPLING_RATE} for clip in clips]
-        results = recognizer(inputs, batch_size=len(inputs), **options)
+        results = self._recognizer(inputs, batch_size=len(inputs), **options)
         return [_transcript(recording, result) for recording, result in zip(part, results, strict=True)]
 
-    def keep(found: list[Transcript]) -> None:
-        nonlocal heard
-        new = [transcript for transcript in found if transcript.index not in done]
-        append(path, new)
-        heard += sum(transcript.duration for transcript in new)
-        progress.set_postfix_str(f"{heard / (time.monotonic() - start):.1f} seconds of audio per second", refresh=False)
-        progress.update(len(new))
 
-    with ThreadPoolExecutor(1) as reader, tqdm(desc="transcription", unit="recording", initial=len(done)) as progress:
-        for chunk in _read_ahead(reader, _unfinished_chunks(entries, done, path), extractor.n_samples / SAMPLING_RATE):
-            keep([_transcript(recording, None) for recording in chunk if recording.error])
-            short = [(recording, recording.clip) for recording in chunk if recording.clip]
-            for places in batches_by_length([clip for _, clip in short], extractor, batch_size):
-                part, clips = zip(*(short[place] for place in places), strict=True)
-                if not all(recording.index in done for recording in part):
-                    keep(transcripts(list(part), list(clips), asked))
-            for recording in chunk:
-                if recording.clip is None and not recording.error and recording.index not in done:
-                    options = asked | {"return_timestamps": asked["return_timestamps"] or True}
-                    keep(transcripts([recording], [recording.entry.read()], options))
+def transcribe_recordings(transcriber: Transcriber, entries: Iterable[Entry], path: Path) -> None:
+    """
+    Transcribes recordings and writes a JSON line for each, as batches are done; those already there are not repeated.
+
+    The next recordings are read while the model runs. Memory: the model, one batch, and the samples of 512 windows or
+    of one longer recording (0.23 GB an hour, and twice as much for its features).
+
+    Args:
+        transcriber (`Transcriber`): with the model.
+        entries (`Iterable[Entry]`): the recordings, always in the same order.
+        path (`Path`): of the lines, each a `Transcript`.
+    """
+    done = finished(path)
+    with ThreadPoolExecutor(1) as reader, lines_to(path, len(done)) as keep:
+        for chunk in _read_ahead(reader, transcriber, unfinished_chunks(entries, CHUNK, done, path)):
+            for found in transcriber.transcripts(chunk, done):
+                keep(found)
+
+
+@contextmanager
+def lines_to(path: Path, done: int) -> Iterator[Callable[[list[Transcript]], None]]:
+    """Yields what appends transcripts to a file and shows the progress, `done` recordings being there already."""
+    start, heard = time.monotonic(), 0.0
+    with tqdm(desc="transcription", unit="recording", initial=done) as progress:
+
+        def keep(found: list[Transcript]) -> None:
+            nonlocal heard
+            append(path, found)
+            heard += sum(transcript.duration for transcript in found)
+            speed = heard / (time.monotonic() - start)
+            progress.set_postfix_str(f"{speed:.1f} seconds of audio per second", refresh=False)
+            progress.update(len(found))
+
+        yield keep
 
 
 def finished(path: Path) -> dict[int, str]:
@@ -145,9 +185,15 @@ def _parsed(line: bytes) -> Transcript:
     return Transcript(**{**values, "segments": [Segment(**segment) for segment in values["segments"]]})
 
 
-def _unfinished_chunks(entries: Iterable[Entry], done: dict[int, str], path: Path) -> Iterator[list[tuple[int, Entry]]]:
+def unfinished_chunks(entries: Iterable[Entry], size: int, done: dict[int, str], path: Path) -> Iterator[Chunk]:
+    """
+    The chunks of so many recordings of which some are not done.
+
+    Raises:
+        InputError: `path` holds other recordings than these.
+    """
     numbered, last = enumerate(entries), -1
-    while chunk := list(islice(numbered, CHUNK)):
+    while chunk := list(islice(numbered, size)):
         for last, entry in chunk:
             if done.get(last, entry.location) != entry.location:
                 _refuse(path, f"holds {done[last]} in the place of {entry.location}")
@@ -161,22 +207,16 @@ def _refuse(path: Path, reason: str) -> None:
     raise InputError(f"{path} {reason}; give the same recordings, or remove {path.parent} to begin anew")
 
 
-def _read_ahead(
-    reader: Executor, chunks: Iterable[list[tuple[int, Entry]]], window: float
-) -> Iterator[list[_Recording]]:
+def _read_ahead(reader: Executor, transcriber: Transcriber, chunks: Iterable[Chunk]) -> Iterator[list[_Recording]]:
     """Reads a chunk while the one before is used."""
     pending = None
     for chunk in chunks:
-        following = reader.submit(_read_chunk, chunk, window)
+        following = reader.submit(transcriber.read, chunk)
         if pending:
             yield pending.result()
         pending = following
     if pending:
         yield pending.result()
-
-
-def _read_chunk(chunk: list[tuple[int, Entry]], window: float) -> list[_Recording]:
-    return [_read(index, entry, window) for index, entry in chunk]
 
 
 def _read(index: int, entry: Entry, window: float) -> _Recording:

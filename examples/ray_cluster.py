@@ -1,0 +1,22 @@
+"""
+Transcribe on a Ray cluster of three nodes, which all run on this machine.
+
+python examples/ray_cluster.py RECORDINGS --model MODEL --output FILE, with all options of lite-whisper transcribe
+"""
+
+import os
+import sys
+
+from ray.cluster_utils import Cluster
+
+from lite_whisper.transcription.command import main
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+try:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    code = main([*sys.argv[1:], "--ray"], "ray_cluster.py")
+finally:
+    cluster.shutdown()
+sys.exit(code)

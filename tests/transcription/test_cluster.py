@@ -1,0 +1,109 @@
+"""`lite-whisper transcribe --ray` on a cluster of two nodes against the same command without; actors that die."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from lite_whisper.transcription import runner
+from lite_whisper.transcription.command import main
+from lite_whisper.transcription.formats import Transcript
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ACTOR = "ray::MapWorker"
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven short files, one long and one broken."""
+    folder = tmp_path_factory.mktemp("workplace") / "recordings"
+    folder.mkdir()
+    for path in sorted((EXAMPLES / "digits/test").glob("*.flac"))[:11]:
+        shutil.copy(path, folder)
+    shutil.copy(EXAMPLES / "digits/longform/longform_000.flac", folder)
+    (folder / "a_broken.wav").write_bytes(b"RIFF")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(recordings: Path) -> Iterator[None]:
+    """Two nodes of one processor each, in whose folders relative names lead nowhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "CHUNK", 2)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        patch.chdir(recordings.parent)
+        yield
+        nodes.shutdown()
+
+
+def transcribe(output: Path, *options: str) -> int:
+    command = ["recordings", "--model", str(EXAMPLES / "whisper-digits"), "--output", str(output), "--language", "en"]
+    return main([*command, "--batch-size", "2", *options])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes without a cluster."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out.jsonl"
+    assert transcribe(output) == 0
+    return output
+
+
+def test_a_cluster_writes_the_same_file_though_an_actor_is_killed(undisturbed: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+    lines = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
+
+    def kill() -> None:
+        while not lines.exists() or not lines.read_bytes():
+            time.sleep(0.02)
+        actors = [process for process in psutil.process_iter(["name", "cmdline"]) if is_actor(process)]
+        assert len(actors) == 2
+        actors[0].send_signal(signal.SIGKILL)
+        killed.append(actors[0].pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    assert transcribe(tmp_path / "out.jsonl", "--ray") == 0
+    assert killed
+    assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def is_actor(process: psutil.Process) -> bool:
+    """Whether it holds a model, of this test: others may run beside it."""
+    command = process.info["cmdline"] or [""]
+    return command[0].startswith(ACTOR) and os.getpid() in [parent.pid for parent in process.parents()]
+
+
+def test_a_cluster_goes_on_with_what_was_begun_without(undisturbed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    append, calls = runner.append, []
+
+    def interrupted(path: Path, found: list) -> None:
+        calls.append(len(found))
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        append(path, found)
+
+    monkeypatch.setattr(runner, "append", interrupted)
+    assert transcribe(tmp_path / "out.jsonl") == 130
+    monkeypatch.setattr(runner, "append", append)
+    (tmp_path / "out.jsonl.unfinished/transcripts.jsonl").open("ab").write(b'{"index": 3, "aud')
+    assert transcribe(tmp_path / "out.jsonl", "--ray") == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
+
+
+def test_what_another_node_refuses_is_told_in_one_line(undisturbed: Path, tmp_path: Path, capsys) -> None:
+    kept = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
+    kept.parent.mkdir()
+    runner.append(kept, [Transcript(0, "other.wav")])
+    assert transcribe(tmp_path / "out.jsonl", "--ray") == 1
+    assert "holds other.wav in the place of recordings/" in capsys.readouterr().err.strip().splitlines()[-1]
