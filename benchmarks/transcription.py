@@ -1,0 +1,143 @@
+"""
+Throughput and memory of `lite-whisper transcribe` on many short files, against the pipeline of transformers.
+
+    python benchmarks/transcription.py [--files 2000] [--batch-sizes 8 16] [--repetitions 3] [--threads 2]
+        [--model examples/whisper-digits] [--recordings examples/digits/test] [--device cpu]
+        [--output build/transcription]
+
+The files are copies of the recordings, in turn, in a temporary folder. Contenders are one call of the pipeline for each
+file, the pipeline over a generator of the files in batches of its own, and `transcribe_recordings` (which writes its
+lines to disk); all with the same stock model, reading and options. Every pass has a process of its own, which loads
+the model and transcribes a few files before the clock starts, and the order of the contenders rotates. Seconds are
+medians over repetitions; resident memory is before the first file, after the last and at the most, medians too.
+"differ" counts files whose text is another than with one call for each. Writes transcription.csv, a row for each pass.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import soundfile
+import torch
+from quality import write_table
+from transformers import AutomaticSpeechRecognitionPipeline, pipeline
+
+from lite_whisper.audio import SAMPLING_RATE, AudioDataset, decode
+from lite_whisper.evaluation.memory import PeakMemory
+from lite_whisper.transcription.runner import Transcriber, read_transcripts, transcribe_recordings
+
+ROOT = Path(__file__).parents[1]
+OPTIONS: dict[str, Any] = {
+    "return_timestamps": True,
+    "generate_kwargs": {"task": "transcribe", "language": "en", "num_beams": 1},
+}
+ONE_CALL, GENERATOR, OURS = "one call for each file", "pipeline over a generator", "transcribe_recordings"
+WARM_UP = 16  # files
+
+
+def inputs(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """What the pipeline takes, read one by one."""
+    return ({"raw": decode(file), "sampling_rate": SAMPLING_RATE} for file in files)
+
+
+def transcribed(
+    contender: str, recognizer: AutomaticSpeechRecognitionPipeline, files: list[Path], batch_size: int, lines: Path
+) -> Iterator[str]:
+    """The texts of the files by a contender."""
+    if contender == OURS:
+        transcriber = Transcriber(recognizer, batch_size, "segment", OPTIONS["generate_kwargs"])
+        transcribe_recordings(transcriber, AudioDataset([str(file) for file in files]).entries(), lines)
+        yield from (transcript.text for transcript in read_transcripts(lines))
+    elif contender == GENERATOR:
+        yield from (result["text"].strip() for result in recognizer(inputs(files), batch_size=batch_size, **OPTIONS))
+    else:
+        yield from (recognizer(each, **OPTIONS)["text"].strip() for each in inputs(files))
+
+
+def timed(
+    contender: str, batch_size: int, arguments: argparse.Namespace, folder: Path
+) -> tuple[dict[str, float], list[str]]:
+    """Seconds, bytes of memory and texts of one pass over all files of a folder, in a process that did nothing else."""
+    torch.set_num_threads(arguments.threads)
+    recognizer = pipeline("automatic-speech-recognition", model=str(arguments.model), device=arguments.device)
+    files = sorted(folder.iterdir())
+    with tempfile.TemporaryDirectory() as work:
+        list(transcribed(contender, recognizer, files[:WARM_UP], batch_size, Path(work) / "warm-up"))
+        gc.collect()
+        process = psutil.Process()
+        with PeakMemory() as memory:  # lets the system have what lies free in the heap
+            before, start = process.memory_info().rss, time.perf_counter()
+            texts = list(transcribed(contender, recognizer, files, batch_size, Path(work) / "lines"))
+            seconds, after = time.perf_counter() - start, process.memory_info().rss
+    return {"seconds": seconds, "before": before, "after": after, "peak": memory.peak}, texts
+
+
+def copies(recordings: Path, count: int, folder: Path) -> float:
+    """Fills a folder with so many copies; returns the seconds of audio."""
+    originals = [Path(entry.location) for entry in AudioDataset([str(recordings)]).entries()]
+    seconds = 0.0
+    for index in range(count):
+        original = originals[index % len(originals)]
+        shutil.copyfile(original, folder / f"{index:06}_{original.name}")
+        seconds += soundfile.info(original).duration
+    return seconds
+
+
+def main() -> None:
+    """Prints a line for each contender and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", type=Path, default=ROOT / "examples/whisper-digits")
+    parser.add_argument("--recordings", type=Path, default=ROOT / "examples/digits/test")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/transcription")
+    arguments = parser.parse_args()
+    contenders = [(ONE_CALL, 1), *((name, size) for name in (GENERATOR, OURS) for size in arguments.batch_sizes)]
+    rows: list[dict[str, Any]] = []
+    texts: dict[tuple[str, int], list[str]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        audio = copies(arguments.recordings, arguments.files, folder)
+        print(
+            f"{arguments.files} files, {audio:.0f} s of audio, {arguments.device}, {arguments.threads} threads",
+            flush=True,
+        )
+        for repetition in range(arguments.repetitions):
+            turn = repetition % len(contenders)
+            for contender, batch_size in contenders[turn:] + contenders[:turn]:
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                    figures, found = fresh.submit(timed, contender, batch_size, arguments, folder).result()
+                texts.setdefault((contender, batch_size), found)
+                rows.append({"contender": contender, "batch size": batch_size, "repetition": repetition, **figures})
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_table(rows, arguments.output / "transcription.csv")
+    baseline = 0.0
+    for contender, batch_size in contenders:
+        passes = [row for row in rows if (row["contender"], row["batch size"]) == (contender, batch_size)]
+        seconds, *memory = (
+            statistics.median(row[name] for row in passes) for name in ("seconds", "before", "after", "peak")
+        )
+        baseline = baseline or seconds
+        differ = sum(a != b for a, b in zip(texts[contender, batch_size], texts[ONE_CALL, 1], strict=True))
+        before, after, peak = (value / 1e6 for value in memory)
+        print(
+            f"{contender}, batch {batch_size}: {seconds:.1f} s, {arguments.files / seconds:.1f} files/s, "
+            f"{audio / seconds:.1f} s of audio/s ({baseline / seconds:.2f} times one call for each), "
+            f"resident {before:.0f} MB, then {after:.0f} MB, at the most {peak:.0f} MB; {differ} differ"
+        )
+
+
+if __name__ == "__main__":
+    main()
