@@ -52,7 +52,7 @@ from lite_whisper.processes import count, is_main, join, share, told
 from lite_whisper.published import PUBLISHED
 from lite_whisper.publishing.command import destination, publish_folder
 from lite_whisper.publishing.hub import check_destination
-from lite_whisper.saving import check_output_folder, check_same, temporary_name, unfinished
+from lite_whisper.saving import check_output_folder, check_same, read_kept, temporary_name, unfinished
 from lite_whisper.training.recovery import Recovery, recover
 
 logger = logging.getLogger(__name__)
@@ -350,7 +350,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         }
         kept = work / "sweep.json"
         beginning: dict[str, Any] = {"settings": settings, "rows": []}
-        table = told(json.loads(kept.read_text()) if is_main() and kept.exists() else beginning)
+        table = told(read_kept(kept) if is_main() and kept.exists() else beginning)
         check_same(table["settings"], settings, kept)
         rows = table["rows"]
 

@@ -31,10 +31,8 @@ def exit_code(command: Callable[[], None]) -> int:
         if isinstance(error, RuntimeError) and not of_torch:
             raise
         # safetensors gives the number in its text only.
-        full = of_torch or any(
-            code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK
-        )
-        advice = "; free some space or choose another disk, nothing half-written was left" if full else ""
+        full = any(code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK)
+        advice = "; free some space or choose another disk, nothing half-written was left" if full or of_torch else ""
         print(f"error: {error}{advice}", file=sys.stderr)
         return 1
     return 0

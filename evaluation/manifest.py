@@ -93,11 +93,11 @@ def read_manifest(path: Path) -> list[Utterance]:
         InputError: there is none, or a line is not one of a manifest or comes twice; the message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); give a manifest that evaluate has written") from error
     utterances: dict[int, Utterance] = {}
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
+    for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             values = json.loads(line)
             utterance = Utterance(**{field.name: values[field.name] for field in fields(Utterance)})

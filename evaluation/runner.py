@@ -10,6 +10,7 @@ from accelerate.utils import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import SAMPLING_RATE, AudioDataset, Clip
+from ..errors import InputError
 from ..processes import gathered, is_main, told
 from .manifest import Utterance, append, drop_torn_line, read_manifest
 from .transcription import GREEDY, Decoding, batches_by_length, now, timed_encoder, transcribe_batch, warm_up
@@ -52,10 +53,10 @@ def evaluate(
         How many clips were left out because nothing is left of their reference.
 
     Raises:
-        InputError: not one clip could be read.
+        InputError: not one clip could be read, or the manifest holds others.
     """
     dataset.skipped.clear()
-    done = told(_finished(path) if is_main() else set())
+    done = told(_finished(path) if is_main() else {})
     left_out = 0
     warm_up(model, processor.feature_extractor)
 
@@ -64,6 +65,12 @@ def evaluate(
         for chunk in dataset.chunks(CHUNK, num_samples):
             scored = [(index, entry) for index, entry in chunk if not _is_left_out(normalize(entry.text or ""))]
             left_out += len(chunk) - len(scored)
+            for index, entry in chunk:
+                if done.get(index, entry.name) != entry.name:
+                    raise InputError(
+                        f"{path} holds {done[index]} in the place of {entry.name}: the clips are not those of the "
+                        "interrupted run; give the same, or another --output, or remove the file to begin anew"
+                    )
             if all(index in done for index, _ in scored):
                 continue
             read = [(index, clip) for index, entry in scored if (clip := dataset.read(entry)) is not None]
@@ -86,13 +93,13 @@ def evaluate(
     return left_out
 
 
-def _finished(path: Path) -> set[int]:
-    """The utterances whose lines are there; a line that was cut off is removed."""
+def _finished(path: Path) -> dict[int, str]:
+    """The utterances whose lines are there, and the names of their clips; a line that was cut off is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        return set()
+        return {}
     drop_torn_line(path)
-    return {utterance.index for utterance in read_manifest(path)}
+    return {utterance.index: utterance.audio_filepath for utterance in read_manifest(path)}
 
 
 def _is_left_out(reference: str) -> bool:
