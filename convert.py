@@ -42,6 +42,7 @@ from lite_whisper.model_folder import (
     encoder_parameters,
     fingerprint,
     load_base_model,
+    load_processor,
     merge,
     public_name,
     save_model_folder,
@@ -190,7 +191,7 @@ def prepare(
 ) -> tuple[WhisperForConditionalGeneration, WhisperProcessor, Path, torch.dtype, Calibration]:
     """The model and its processor, the folder of its files, the dtype in which it is stored, and its calibration."""
     model, base_folder = load_base_model(arguments.model)
-    processor = WhisperProcessor.from_pretrained(base_folder)
+    processor = load_processor(base_folder)
     weights, stored_dtype = fingerprint(model), model.dtype
     model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
     path = arguments.moments or (None if arguments.recipe == "liteasr" else work / "moments.safetensors")

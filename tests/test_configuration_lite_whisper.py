@@ -30,6 +30,22 @@ def test_validation(low_rank_config, message) -> None:
         LiteWhisperConfig(low_rank_config=low_rank_config, **SIZES)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"low_rank_config": {"fc1": 8}}, "no list of dicts"),
+        ({"low_rank_config": [8, 8]}, "no list of dicts"),
+        ({"low_rank_config": 8}, "no list of dicts"),
+        ({"encoder_attention_heads": -2}, "encoder_attention_heads is -2, not a positive integer"),
+        ({"decoder_layers": 10**9}, "decoder_layers is 1000000000"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        LiteWhisperConfig(**{**SIZES, **settings})
+
+
 def test_the_largest_ranks_are_valid() -> None:
     ranks = [dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), 64), {}]
     assert LiteWhisperConfig(low_rank_config=ranks, **SIZES).low_rank_config == ranks

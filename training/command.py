@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import WhisperProcessor
 
 from ..arguments import NOISE, device_name, noise_range, positive
 from ..audio import AudioDataset
@@ -19,6 +18,7 @@ from ..model_folder import (
     fingerprint,
     load_base_model,
     load_compressed_model,
+    load_processor,
     public_name,
     save_model_folder,
 )
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         recovery = recover(
             student,
             teacher,
-            WhisperProcessor.from_pretrained(teacher_files).feature_extractor,
+            load_processor(teacher_files).feature_extractor,
             AudioDataset(arguments.dataset, seed=arguments.seed),
             arguments.num_samples,
             work,
