@@ -35,7 +35,7 @@ from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments, fe
 from lite_whisper.lowrank.compression import compress, encoder_spectra
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
-from lite_whisper.lowrank.storage import load_moments, save_moments
+from lite_whisper.lowrank.storage import Checkpoint, load_moments, save_moments
 from lite_whisper.lowrank.time_cost import load_time_table
 from lite_whisper.model_folder import (
     base_card,
@@ -89,11 +89,12 @@ def calibrate(
     processor: WhisperProcessor,
     weights: str,
     path: Path | None,
+    work: Path,
 ) -> Calibration:
     """
     Gathers what the recipe needs to know of the encoder; what the file at `path` holds is not computed again.
 
-    The published recipe needs the moments alone and streams the audio.
+    The published recipe needs the moments alone and streams the audio. A part of what is computed is kept in `work`.
     """
     if path and path.is_dir():
         raise InputError(f"--moments {path} is a folder; name a file to keep the calibration in")
@@ -111,12 +112,14 @@ def calibrate(
     batches = [] if streamed else list(stream)
     windows = math.ceil(windows / count()) if streamed else sum(map(len, batches))
     if moments is None:
-        moments = collect_moments(model, stream if streamed else batches, windows)
+        part = Checkpoint(work / "part_of_moments", settings | {"batch_size": arguments.batch_size})
+        moments = collect_moments(model, stream if streamed else batches, windows, part)
         origin = {**settings, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}
         if path and is_main():
             save_moments(moments, path, origin)
     if not streamed and sensitivities is None:
-        sensitivities = collect_sensitivities(model, batches, arguments.seed, windows)
+        part = Checkpoint(work / "part_of_sensitivities", settings | {"batch_size": arguments.batch_size})
+        sensitivities = collect_sensitivities(model, batches, arguments.seed, windows, checkpoint=part)
         if path and is_main():
             save_moments(moments, path, origin, sensitivities)
     if audio.skipped:
@@ -195,7 +198,7 @@ def prepare(
     weights, stored_dtype = fingerprint(model), model.dtype
     model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
     path = arguments.moments or (None if arguments.recipe == "liteasr" else work / "moments.safetensors")
-    calibration = calibrate(arguments, model, processor, weights, path)
+    calibration = calibrate(arguments, model, processor, weights, path, work)
     if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
         # Calibration may be rough, the result may not.
         model = load_base_model(arguments.model)[0].to(arguments.device)

@@ -29,7 +29,7 @@ import psutil
 import soundfile
 import torch
 from quality import write_table
-from transformers import AutomaticSpeechRecognitionPipeline, pipeline
+from transformers import pipeline
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, decode
 from lite_whisper.evaluation.memory import PeakMemory
@@ -49,9 +49,7 @@ def inputs(files: list[Path]) -> Iterator[dict[str, Any]]:
     return ({"raw": decode(file), "sampling_rate": SAMPLING_RATE} for file in files)
 
 
-def transcribed(
-    contender: str, recognizer: AutomaticSpeechRecognitionPipeline, files: list[Path], batch_size: int, lines: Path
-) -> Iterator[str]:
+def transcribed(contender: str, recognizer: Any, files: list[Path], batch_size: int, lines: Path) -> Iterator[str]:
     """The texts of the files by a contender."""
     if contender == OURS:
         transcriber = Transcriber(recognizer, batch_size, "segment", OPTIONS["generate_kwargs"])

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ..audio import SAMPLING_RATE, Clip
 from ..errors import InputError
 from ..processes import summed
 from .spectrum import Side
+
+if TYPE_CHECKING:
+    from .storage import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +182,10 @@ def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator
 
 @torch.no_grad()
 def collect_moments(
-    model: WhisperForConditionalGeneration, batches: Iterable[torch.Tensor], num_samples: int | None = None
+    model: WhisperForConditionalGeneration,
+    batches: Iterable[torch.Tensor],
+    num_samples: int | None = None,
+    checkpoint: "Checkpoint | None" = None,
 ) -> EncoderMoments:
     """
     Runs audio through the encoder once and gathers what low-rank compression needs to know of its activations.
@@ -191,6 +198,7 @@ def collect_moments(
         model (`WhisperForConditionalGeneration`): the model to calibrate, on any device and in any dtype.
         batches (`Iterable[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames).
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
+        checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
 
     Returns:
         One dict per layer, from projection to moments in float64.
@@ -209,14 +217,26 @@ def collect_moments(
             features = linear.in_features if side == "input" else linear.out_features
             moments[-1][projection] = Moments.zeros(features, linear.weight.device)
             hooks.append(_observe(linear, side, moments[-1][projection]))
+    all_moments = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
+    sums = {f"{name}.{part}": getattr(m, part) for name, m in all_moments.items() for part in ("mean", "scatter")}
+    done = {"batches": 0, "windows": 0, "frames": 0} | (checkpoint.restore(sums) if checkpoint else {})
+    for m in all_moments.values():
+        m.count = done["frames"]
     training = model.training
     model.eval()
     try:
-        with tqdm(desc="calibration", unit="window", total=num_samples) as progress:
-            for batch in batches:
+        with tqdm(desc="calibration", unit="window", total=num_samples, initial=done["windows"]) as progress:
+            for batch in itertools.islice(batches, done["batches"], None):
                 encoder(batch.to(device=model.device, dtype=model.dtype))
                 _check_finite(moments)
                 progress.update(len(batch))
+                done = {
+                    "batches": done["batches"] + 1,
+                    "windows": done["windows"] + len(batch),
+                    "frames": moments[0]["q_proj"].count,
+                }
+                if checkpoint:
+                    checkpoint.keep(sums, done)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,9 +1,10 @@
 """Sensitivity: how much the recognition loss feels an error in each projection's output, from one backward pass."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ..configuration_lite_whisper import PROJECTIONS
 from ..errors import InputError
 from ..processes import gathered, place, summed
 from .calibration import projection_module, recorded
+
+if TYPE_CHECKING:
+    from .storage import Checkpoint
 
 
 @dataclass
@@ -40,6 +44,7 @@ def collect_sensitivities(
     seed: int = 0,
     num_samples: int | None = None,
     draws: int = 4,
+    checkpoint: "Checkpoint | None" = None,
 ) -> Sensitivities:
     """
     The second moments of the loss gradient, the true Fisher information, from audio without transcripts.
@@ -61,6 +66,7 @@ def collect_sensitivities(
         seed (`int`): of the Gaussian noise, which each batch has of its own.
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
         draws (`int`): backward passes for each window.
+        checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
 
     Raises:
         InputError: there was no audio, or a gradient is NaN or infinite.
@@ -70,16 +76,18 @@ def collect_sensitivities(
     for layer in encoder.layers:
         sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
         sums.append({name: torch.zeros(n, n, dtype=torch.float64, device=model.device) for name, n in sides.items()})
-    languages: Counter[str] = Counter()
-    frames = 0
+    named = {f"{i}.{name}": total for i, of_layer in enumerate(sums) for name, total in of_layer.items()}
+    kept = checkpoint.restore(named) if checkpoint else {}
+    done = {"batches": 0, "windows": 0, "frames": 0} | kept.get("done", {})
+    languages = Counter(kept.get("languages", {}))
     training = model.training
     model.eval()
     try:
-        with tqdm(desc="sensitivity", unit="window", total=num_samples) as progress:
-            for index, batch in enumerate(batches):
+        with tqdm(desc="sensitivity", unit="window", total=num_samples, initial=done["windows"]) as progress:
+            for batch in itertools.islice(batches, done["batches"], None):
                 features = batch.to(device=model.device, dtype=model.dtype)
                 *inputs, last = layer_inputs(encoder, features)
-                generator = torch.Generator(model.device).manual_seed(noise_seed(seed, place(index)))
+                generator = torch.Generator(model.device).manual_seed(noise_seed(seed, place(done["batches"])))
                 gradients, spoken = _output_gradients(model, last, generator, draws)
                 for layer, given, totals in zip(
                     reversed(encoder.layers), reversed(inputs), reversed(sums), strict=True
@@ -87,12 +95,18 @@ def collect_sensitivities(
                     gradients = _add_layer(layer, given, gradients, totals)
                 if not all(gradient.isfinite().all() for gradient in gradients):
                     raise InputError("gradients are NaN or infinite; use --dtype float32")
-                frames += last.shape[0] * last.shape[1]
                 languages.update(spoken)
                 progress.update(len(batch))
+                done = {
+                    "batches": done["batches"] + 1,
+                    "windows": done["windows"] + len(batch),
+                    "frames": done["frames"] + last.shape[0] * last.shape[1],
+                }
+                if checkpoint:
+                    checkpoint.keep(named, {"done": done, "languages": languages})
     finally:
         model.train(training)
-    frames = int(summed(torch.tensor(frames, device=model.device)))
+    frames = int(summed(torch.tensor(done["frames"], device=model.device)))
     if not frames:
         raise InputError("there is no calibration audio; name a dataset with audio")
     passes = frames * draws

@@ -1,7 +1,8 @@
-"""Files that keep what took long to compute: moments and sensitivities, and the layers that were fitted so far."""
+"""Files that keep what took long to compute: moments and sensitivities, also of a part, and layers that were fitted."""
 
 import hashlib
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from safetensors.torch import save_file
 
 from ..configuration_lite_whisper import PROJECTIONS
 from ..errors import InputError
+from ..processes import count, place
 from ..saving import check_same, temporary_name
 from .calibration import OBSERVED_SIDE, EncoderMoments, Moments
 from .sensitivity import Sensitivities
 from .spectrum import Factors
+
+INTERVAL = 300.0  # seconds between two writes of a `Checkpoint`, whose files may have gigabytes
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -48,6 +52,49 @@ def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class Checkpoint:
+    """
+    Sums over batches in a file, from which an interrupted pass over the same batches goes on, to the very same result.
+
+    Of several processes each has a file of its own, for which there must be as many again.
+
+    Args:
+        path (`Path`): of the file, to which `.safetensors` and the process are added.
+        origin (`dict`): what decides the outcome.
+    """
+
+    def __init__(self, path: Path, origin: dict[str, Any]) -> None:
+        self._path = path.with_name(f"{path.name}_{place(0)}_of_{count()}.safetensors")
+        self._origin = json.loads(json.dumps(origin))
+        self._written = time.monotonic()
+
+    def restore(self, sums: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """
+        Copies what is kept into the sums; returns what was noted with them, and nothing where there is nothing.
+
+        Raises:
+            InputError: the file is damaged, or was made from something else.
+        """
+        if not self._path.exists():
+            return {}
+        try:
+            tensors, metadata = load_tensors(self._path)
+            origin, notes = json.loads(metadata["origin"]), json.loads(metadata["notes"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{self._path} is no checkpoint ({error}); remove it to begin anew") from error
+        check_same(origin, self._origin, self._path)
+        for name, total in sums.items():
+            total.copy_(tensors[name])
+        return notes
+
+    def keep(self, sums: dict[str, torch.Tensor], notes: dict[str, Any]) -> None:
+        """Writes the sums, which stay as they are, unless that was done only a while ago."""
+        if time.monotonic() - self._written >= INTERVAL:
+            metadata = {"origin": json.dumps(self._origin), "notes": json.dumps(notes)}
+            save_tensors(sums, self._path, metadata)
+            self._written = time.monotonic()
 
 
 def save_moments(

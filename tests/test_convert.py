@@ -494,9 +494,9 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "NaN in audio": (with_audio(NOT_A_NUMBER), r"none of the 1 clips in .*recordings.*0\.wav.*NaN"),
     "NaN in attention": (
         with_nan("model.encoder.layers.2.self_attn.v_proj.weight"),
-        r"layer 2 out_proj are NaN.*check the model's weights",
+        r"the weights of .* hold NaN or infinity in model\.encoder\.layers\.2\.self_attn\.v_proj\.weight; give",
     ),
-    "NaN in the MLP": (with_nan("model.encoder.layers.4.fc1.bias"), r"layer 4 fc2 are NaN.*check the model's weights"),
+    "NaN in the MLP": (with_nan("model.encoder.layers.4.fc1.bias"), r"hold NaN or infinity in .*layers\.4\.fc1\.bias"),
     "fewer frames than a rank needs": (
         with_one_second_window,
         r"rank 64 of layer 0 q_proj needs 65 frames.*there are 50.*15 more",

@@ -99,8 +99,8 @@ def test_programs(demo: str, workplace: Path) -> None:
 
 def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if not line.startswith("make ")]
-    for long, short in (("--minutes 10", "--minutes 0.3"), ("--max_steps 60", "--max_steps 6")):
-        assert sum(long in command for command in commands) == 1
+    for long, short, times in (("--minutes 10", "--minutes 0.2", 2), ("--max_steps 60", "--max_steps 6", 1)):
+        assert sum(long in command for command in commands) == times
         commands = [command.replace(long, short) for command in commands]
     with HubStandIn(
         {
@@ -120,10 +120,13 @@ def test_commands(demo: str, workplace: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 0, result.stderr
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", "\n".join(commands)), "lite-whisper-adapted"]
-    assert len(outputs) == len(set(outputs)) == 17
-    for output in ("transcripts.jsonl", "meeting.srt", "subtitles"):
+    assert len(outputs) == len(set(outputs)) == 22
+    for output in ("transcripts.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl", "meeting.srt", "subtitles"):
         outputs.remove(output)
-    assert len((workplace / "transcripts.jsonl").read_text().splitlines()) == 12
+    for transcripts in ("transcripts.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl"):
+        assert len((workplace / transcripts).read_text().splitlines()) == 12
+    outputs.remove("results-by-two")
+    assert (workplace / "results-by-two/summary.csv").exists()
     assert (workplace / "meeting.srt").read_text().startswith("1\n00:00:0")
     assert len(list((workplace / "subtitles").iterdir())) == 2
     outputs.remove("profile.json")

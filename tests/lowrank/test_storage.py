@@ -1,14 +1,19 @@
 """What is kept in files comes back as it was."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.errors import InputError
-from lite_whisper.lowrank.sensitivity import Sensitivities
-from lite_whisper.lowrank.storage import load_moments, save_moments
+from lite_whisper.lowrank import storage
+from lite_whisper.lowrank.calibration import Moments, collect_moments
+from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
+from lite_whisper.lowrank.storage import Checkpoint, load_moments, save_moments
 
 
 @pytest.mark.parametrize("with_sensitivities", [False, True])
@@ -36,3 +41,38 @@ def test_a_broken_file_is_named(tmp_path) -> None:
     (tmp_path / "moments.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"moments\.safetensors is not a file of moments"):
         load_moments(tmp_path / "moments.safetensors")
+
+
+@pytest.mark.parametrize("collect", [collect_moments, partial(collect_sensitivities, draws=1)])
+def test_an_interrupted_pass_goes_on_to_the_same_bits(
+    collect: Callable, base_model, calibration_batches, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(storage, "INTERVAL", 0.0)
+    batches = [batch[:2] for batch in calibration_batches[:3]]
+    expected = collect(base_model, batches)
+
+    def torn_off() -> Iterator[torch.Tensor]:
+        yield from batches[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(base_model, torn_off(), checkpoint=Checkpoint(tmp_path / "part", {"seed": 3}))
+    with pytest.raises(InputError, match="seed 3 there, 4 here"):
+        collect(base_model, batches, checkpoint=Checkpoint(tmp_path / "part", {"seed": 4}))
+    nothing = [torch.full_like(batch, torch.nan) for batch in batches[:2]]  # is not looked at again
+    found = collect(base_model, [*nothing, batches[2]], checkpoint=Checkpoint(tmp_path / "part", {"seed": 3}))
+    if isinstance(found, Sensitivities):
+        assert found.languages == expected.languages
+        found, expected = found.layers, expected.layers
+    for of_layer, wanted in zip(found, expected, strict=True):
+        for name, value in of_layer.items():
+            if isinstance(value, Moments):
+                assert value.count == wanted[name].count and torch.equal(value.mean, wanted[name].mean)
+                value, wanted[name] = value.scatter, wanted[name].scatter
+            assert torch.equal(value, wanted[name])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, base_model, calibration_batches) -> None:
+    (tmp_path / "part_0_of_1.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="is no checkpoint"):
+        collect_moments(base_model, calibration_batches, checkpoint=Checkpoint(tmp_path / "part", {}))
