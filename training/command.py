@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..arguments import NOISE, device_name, noise_range, positive
@@ -22,6 +21,7 @@ from ..model_folder import (
     public_name,
     save_model_folder,
 )
+from ..processes import is_main, join
 from ..publishing.card import COMPRESSION
 from ..saving import check_output_folder, unfinished
 from .recovery import Recovery, recover
@@ -72,11 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
-    processes = PartialState(cpu=arguments.device == "cpu")
-    device = processes.device if processes.use_distributed else arguments.device
-    student.float().to(device)  # type: ignore[arg-type]
+    student.float().to(join(arguments.device))  # type: ignore[arg-type]
     teacher.float()
-    with unfinished(arguments.output, processes.is_main_process) as work:
+    with unfinished(arguments.output, is_main()) as work:
         recovery = recover(
             student,
             teacher,
@@ -88,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
             origin,
             arguments.bf16,
         )
-        if not processes.is_main_process:
+        if not is_main():
             return
         student.to(dtype=stored_dtype)  # type: ignore[call-arg]
         report = {

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,13 @@ def test_options_that_do_not_go_together(options: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["a.wav", "--model", str(MODEL), *options])
     assert end.value.code == 2
+
+
+def test_without_ray(recordings: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delitem(sys.modules, "lite_whisper.transcription.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert transcribe(recordings, tmp_path / "out.jsonl", "--ray") == 1
+    assert re.search(r"error: --ray needs Ray .*pip install 'ray\[data\]'", capsys.readouterr().err)
 
 
 def test_formats() -> None:
