@@ -36,6 +36,7 @@ from safetensors import serialize_file
 from tqdm import tqdm
 
 from lite_whisper.cli import COMMANDS
+from lite_whisper.lowrank import storage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, CALIBRATION, TEST = EXAMPLES / "whisper-digits", EXAMPLES / "digits/calibration", EXAMPLES / "digits/test"
@@ -44,6 +45,7 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}  # a
 TIMES = ("time", "encoder_time", "decoder_time", "rtfx", "encoder_seconds", "decoder_seconds", "encoder_milliseconds")
 VARYING = (*TIMES, "peak_memory", "crc32")
 ALREADY_THERE = re.compile(r"^error: .* (exists|is a folder that holds something); choose another", re.MULTILINE)
+storage.INTERVAL = 0.0  # so that what a pass keeps after five minutes is there, and damaged, after each batch
 FAILED = 70  # the exit code of a child that ended in a traceback
 
 
