@@ -301,7 +301,7 @@ def convert(arguments: argparse.Namespace) -> None:
             lite, account = compress_liteasr(arguments, model, calibration)
         else:
             lite, account = compress_loss_aware(arguments, model, calibration, work)
-        if arguments.recover:
+        if arguments.recover and any(lite.config.low_rank_config):
             account["recovery"] = recover(
                 lite.float(),
                 model.float(),

@@ -346,8 +346,12 @@ def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperFor
     Makes sure that the student was made from a model like the teacher.
 
     Raises:
-        InputError: a size differs.
+        InputError: a size differs, or the student has nothing to train.
     """
+    if not any(student.config.low_rank_config or []):
+        raise InputError(
+            "the student has no low-rank pair, so there is nothing to train; compress it to a smaller size"
+        )
     for size in SAME:
         ours, theirs = getattr(student.config, size), getattr(teacher.config, size)
         if ours != theirs:

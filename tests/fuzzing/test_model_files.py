@@ -259,7 +259,7 @@ def test_other_tensors(kind: str, changes: list[Callable], data: st.DataObject, 
         (lambda tensors: tensors.clear(), "missing"),
         (lambda tensors: tensors.update({FACTOR: tensors[FACTOR][:, :15]}), "damaged"),
         (lambda tensors: tensors.update({FACTOR: tensors[FACTOR] / 0}), f"NaN or infinity.*{FACTOR}"),
-        (lambda tensors: tensors.update(more=tensors[FACTOR]), "more"),
+        (lambda tensors: tensors.update({"model.more": tensors[FACTOR]}), "model.more"),
     ],
 )
 def test_weights_that_are_not_those_of_the_model(change: Callable, message: str, folders: dict[str, Path]) -> None:

@@ -18,6 +18,7 @@ from lite_whisper import LiteWhisperForConditionalGeneration, convert
 from lite_whisper.audio import AudioDataset
 from lite_whisper.errors import InputError
 from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
+from lite_whisper.lowrank.compression import empty_lite_model
 from lite_whisper.lowrank.sensitivity import layer_inputs
 from lite_whisper.model_folder import save_model_folder
 from lite_whisper.modeling_lite_whisper import LowRankLinear
@@ -282,6 +283,12 @@ def test_student_and_teacher_of_different_families(lite, processor, clips, tmp_p
     other = WhisperForConditionalGeneration(WhisperConfig(**sizes, vocab_size=1900))
     with pytest.raises(InputError, match="d_model is 256 in the one and 64 in the other"):
         recover(lite, other, processor.feature_extractor, clips, 4, tmp_path, SHORT)
+
+
+def test_nothing_to_train(base_model, processor, clips, tmp_path: Path) -> None:
+    whole = empty_lite_model(base_model, [{}] * base_model.config.encoder_layers)
+    with pytest.raises(InputError, match="no low-rank pair.*smaller size"):
+        recover(whole, base_model, processor.feature_extractor, clips, 4, tmp_path, SHORT)
 
 
 def test_audio_without_speech(lite, base_model, processor, tmp_path: Path, monkeypatch) -> None:
