@@ -350,7 +350,7 @@ def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperFor
     """
     if not any(student.config.low_rank_config or []):
         raise InputError(
-            "the student has no low-rank pair, so there is nothing to train; compress it to a smaller size"
+            "the student has no low-rank pair and so nothing to train; compress it to a smaller size"
         )
     for size in SAME:
         ours, theirs = getattr(student.config, size), getattr(teacher.config, size)
