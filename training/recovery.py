@@ -349,9 +349,7 @@ def check_pair(student: LiteWhisperForConditionalGeneration, teacher: WhisperFor
         InputError: a size differs, or the student has nothing to train.
     """
     if not any(student.config.low_rank_config or []):
-        raise InputError(
-            "the student has no low-rank pair and so nothing to train; compress it to a smaller size"
-        )
+        raise InputError("the student has no low-rank pair and so nothing to train; compress it to a smaller size")
     for size in SAME:
         ours, theirs = getattr(student.config, size), getattr(teacher.config, size)
         if ours != theirs:
