@@ -3,7 +3,6 @@
 import argparse
 import csv
 import importlib.metadata
-import json
 import logging
 import math
 import sys
@@ -53,7 +52,7 @@ from lite_whisper.processes import count, is_main, join, share, told
 from lite_whisper.published import PUBLISHED
 from lite_whisper.publishing.command import destination, publish_folder
 from lite_whisper.publishing.hub import check_destination
-from lite_whisper.saving import check_output_folder, check_same, read_kept, temporary_name, unfinished
+from lite_whisper.saving import check_output_folder, check_same, read_kept, temporary_name, unfinished, write_kept
 from lite_whisper.training.recovery import Recovery, recover
 
 logger = logging.getLogger(__name__)
@@ -363,8 +362,7 @@ def sweep(arguments: argparse.Namespace) -> None:
                 figures = measure(build(), processor, clips, arguments, stored_dtype)
                 rows.append({"recipe": recipe, "ratio": ratio, **figures})
                 if is_main():
-                    with temporary_name(kept) as temporary:
-                        temporary.write_text(json.dumps(table))
+                    write_kept(kept, table)
 
         add("uncompressed", 1.0, lambda: model)
         for ratio in arguments.sweep:

@@ -93,20 +93,27 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
         shutil.rmtree(gone)
 
 
-def read_kept(path: Path) -> dict[str, Any]:
+def read_kept(path: Path, advice: str = "") -> dict[str, Any]:
     """
     Reads a JSON object that an earlier run has left.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is missing or damaged; the message ends with the advice, by default to begin anew.
     """
+    advice = advice or f"remove {path.parent} to begin anew"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove {path.parent} to begin anew") from error
+        raise InputError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(kept, dict):
-        raise InputError(f"{path} is damaged (it holds no JSON object); remove {path.parent} to begin anew")
+        raise InputError(f"{path} is damaged (it holds no JSON object); {advice}")
     return kept
+
+
+def write_kept(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON object for a later run."""
+    with temporary_name(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def check_writable(path: Path) -> None:

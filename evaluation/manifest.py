@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..saving import temporary_name
+from ..saving import read_kept, temporary_name, write_kept
 
 logger = logging.getLogger(__name__)
 
@@ -133,18 +133,9 @@ def read_settings(manifest: Path) -> dict[str, Any]:
     Raises:
         InputError: the file beside it is missing or malformed.
     """
-    path = settings_path(manifest)
-    advice = "keep it beside its manifest, or remove both and evaluate again"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {advice}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} holds no settings; {advice}")
-    return settings
+    return read_kept(settings_path(manifest), "keep it beside its manifest, or remove both and evaluate again")
 
 
 def write_settings(manifest: Path, settings: dict[str, Any]) -> None:
     """Writes how a manifest was made beside it."""
-    with temporary_name(settings_path(manifest)) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_kept(settings_path(manifest), settings)

@@ -40,7 +40,7 @@ from ..lowrank.sensitivity import layer_inputs, transcripts
 from ..lowrank.spectrum import Factors, balanced
 from ..lowrank.storage import load_tensors, save_tensors
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
-from ..saving import check_same, read_kept, temporary_name
+from ..saving import check_same, read_kept, write_kept
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +168,7 @@ def teach(
         if kept.exists():
             check_same(read_kept(kept), json.loads(json.dumps(origin)), kept)
         else:
-            with temporary_name(kept) as temporary:
-                temporary.write_text(json.dumps(origin))
+            write_kept(kept, origin)
     files: list[Path] = []
     total = len(windows) * settings.variants
     with tqdm(desc="teacher", unit="window", total=total, disable=not state.is_main_process) as progress:
@@ -303,9 +302,7 @@ class WriteDigests(TrainerCallback):
         processes.wait_for_everyone()  # each writes a file of its own
         if processes.is_main_process:
             checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            digests = {path.name: _digest(path) for path in checkpoint.iterdir()}
-            with temporary_name(checkpoint / DIGESTS) as temporary:
-                temporary.write_text(json.dumps(digests))
+            write_kept(checkpoint / DIGESTS, {path.name: _digest(path) for path in checkpoint.iterdir()})
 
 
 def _digest(path: Path) -> str:
@@ -429,8 +426,7 @@ def recover(
     freeze(student)
     start = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
     if not checkpoint and PartialState().is_main_process:
-        with temporary_name(kept_schedule) as temporary:
-            temporary.write_text(json.dumps(schedule))
+        write_kept(kept_schedule, schedule)
     if checkpoint:
         steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).max_steps
     elif settings.steps:

@@ -22,7 +22,7 @@ from ..errors import InputError, exit_code
 from ..evaluation.command import add_decoding_arguments, check_language
 from ..model_folder import fingerprint, load_model
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..saving import check_same, check_writable, read_kept, temporary_name, tidy, unfinished
+from ..saving import check_same, check_writable, read_kept, temporary_name, tidy, unfinished, write_kept
 from .formats import FORMATS, Transcript
 from .runner import Transcriber, read_transcripts, transcribe_recordings
 
@@ -195,8 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
         kept, lines = work / "settings.json", work / "transcripts.jsonl"
         if kept.exists():
             check_same(read_kept(kept), settings, kept)
-        with temporary_name(kept) as temporary:
-            temporary.write_text(json.dumps(settings))
+        write_kept(kept, settings)
         if arguments.ray:
             from .cluster import transcribe_on_cluster  # Ray need not be installed
 

@@ -45,7 +45,6 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}  # a
 TIMES = ("time", "encoder_time", "decoder_time", "rtfx", "encoder_seconds", "decoder_seconds", "encoder_milliseconds")
 VARYING = (*TIMES, "peak_memory", "crc32")
 ALREADY_THERE = re.compile(r"^error: .* (exists|is a folder that holds something); choose another", re.MULTILINE)
-storage.INTERVAL = 0.0  # so that what a pass keeps after five minutes is there, and damaged, after each batch
 FAILED = 70  # the exit code of a child that ended in a traceback
 
 
@@ -225,6 +224,7 @@ class Workplace:
                 with log.open("w") as file:
                     for descriptor in (1, 2):
                         os.dup2(file.fileno(), descriptor)
+                storage.INTERVAL = 0.0  # what a pass keeps after five minutes is there, and damaged, after each batch
                 points = Points(work, kill.point if kill else None, generator or random.Random(0))
                 if before:
                     before()
