@@ -30,8 +30,10 @@ test: .venv/installed .venv-4.57/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
-	# the longest first, and a process more than a small machine has cores: many tests wait for others
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_readme.py tests -n 3 --dist loadfile --no-loadscope-reorder
+	# The commands of the README, which come one after the other, take as long as all the rest: they run beside it.
+	export OMP_NUM_THREADS=1; $(BIN)/pytest tests/test_readme.py & readme=$$!; \
+	$(BIN)/pytest tests --ignore tests/test_readme.py -n auto --maxprocesses 4 --dist loadfile; rest=$$?; \
+	wait $$readme && exit $$rest
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/compatibility -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -n auto --maxprocesses 4
