@@ -32,7 +32,7 @@ test: .venv/installed .venv-4.57/installed
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
 	# The commands of the README, which come one after the other, take as long as all the rest: they run beside it.
 	export OMP_NUM_THREADS=1; $(BIN)/pytest tests/test_readme.py & readme=$$!; \
-	$(BIN)/pytest tests --ignore tests/test_readme.py -n auto --maxprocesses 4 --dist loadfile; rest=$$?; \
+	$(BIN)/pytest tests --ignore tests/test_readme.py -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder; rest=$$?; \
 	wait $$readme && exit $$rest
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/compatibility -n auto --maxprocesses 4
