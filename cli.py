@@ -3,10 +3,10 @@
 import sys
 
 from lite_whisper import convert
+from lite_whisper.conversion import family
+from lite_whisper.conversion import profile as time_table
 from lite_whisper.evaluation import command as evaluation
-from lite_whisper.evaluation import time_table
 from lite_whisper.publishing import command as publishing
-from lite_whisper.publishing import family
 from lite_whisper.training import command as training
 from lite_whisper.transcription import command as transcription
 

@@ -16,10 +16,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.arguments import parse_arguments
-from lite_whisper.audio import AudioDataset, Clip
-from lite_whisper.errors import InputError, exit_code
-from lite_whisper.evaluation.plots import plot_pareto
-from lite_whisper.evaluation.transcription import transcribe
+from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.common.errors import InputError, exit_code
+from lite_whisper.common.files import check_output_folder, check_same, read_kept, temporary_name, unfinished, write_kept
+from lite_whisper.common.processes import broadcast, is_main_process, join, num_processes, shard
+from lite_whisper.common.tensor_files import Checkpoint
+from lite_whisper.conversion.rewriting import merge, upgrade
+from lite_whisper.conversion.saving import base_card, save_model_folder
+from lite_whisper.conversion.sweep import plot_pareto
+from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_error_rate
 from lite_whisper.lowrank.allocation import (
     EncoderSpectra,
@@ -30,29 +35,18 @@ from lite_whisper.lowrank.allocation import (
     threshold_ranks_within,
     total_cost,
 )
-from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments, feature_batches
 from lite_whisper.lowrank.compression import compress, encoder_spectra
+from lite_whisper.lowrank.moments import EncoderMoments, collect_moments
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
-from lite_whisper.lowrank.storage import Checkpoint, load_moments, save_moments
+from lite_whisper.lowrank.storage import load_moments, save_moments
 from lite_whisper.lowrank.time_cost import load_time_table
-from lite_whisper.model_folder import (
-    base_card,
-    encoder_parameters,
-    fingerprint,
-    load_base_model,
-    load_processor,
-    merge,
-    public_name,
-    save_model_folder,
-    upgrade,
-)
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.processes import count, is_main, join, share, told
-from lite_whisper.published import PUBLISHED
+from lite_whisper.models.compression_json import public_name
+from lite_whisper.models.folders import encoder_parameters, fingerprint, load_base_model, load_processor
+from lite_whisper.models.published import PUBLISHED
 from lite_whisper.publishing.command import destination, publish_folder
 from lite_whisper.publishing.hub import check_destination
-from lite_whisper.saving import check_output_folder, check_same, read_kept, temporary_name, unfinished, write_kept
 from lite_whisper.training.recovery import Recovery, recover
 
 logger = logging.getLogger(__name__)
@@ -99,7 +93,7 @@ def calibrate(
         raise InputError(f"--moments {path} is a folder; name a file to keep the calibration in")
     streamed = arguments.recipe == "liteasr"
     settings = calibration_settings(arguments, weights)
-    moments, sensitivities, origin = load_moments(path) if path and told(path.exists()) else (None, None, settings)
+    moments, sensitivities, origin = load_moments(path) if path and broadcast(path.exists()) else (None, None, settings)
     if arguments.dataset is None:
         settings = {**origin, "encoder_weights": weights}
     check_same(origin, settings, path or Path())
@@ -107,19 +101,19 @@ def calibrate(
         return Calibration(moments, None, [], origin)
     audio = AudioDataset(arguments.dataset, seed=arguments.seed)
     extractor, windows = processor.feature_extractor, arguments.num_samples
-    stream = share(feature_batches(audio, extractor, windows, arguments.batch_size, arguments.noise, arguments.seed))
+    stream = shard(feature_batches(audio, extractor, windows, arguments.batch_size, arguments.noise, arguments.seed))
     batches = [] if streamed else list(stream)
-    windows = math.ceil(windows / count()) if streamed else sum(map(len, batches))
+    windows = math.ceil(windows / num_processes()) if streamed else sum(map(len, batches))
     if moments is None:
         part = Checkpoint(work / "part_of_moments", settings | {"batch_size": arguments.batch_size})
         moments = collect_moments(model, stream if streamed else batches, windows, part)
         origin = {**settings, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}
-        if path and is_main():
+        if path and is_main_process():
             save_moments(moments, path, origin)
     if not streamed and sensitivities is None:
         part = Checkpoint(work / "part_of_sensitivities", settings | {"batch_size": arguments.batch_size})
         sensitivities = collect_sensitivities(model, batches, arguments.seed, windows, checkpoint=part)
-        if path and is_main():
+        if path and is_main_process():
             save_moments(moments, path, origin, sensitivities)
     if audio.skipped:
         logger.warning("skipped %d clips that could not be read", len(audio.skipped))
@@ -294,7 +288,7 @@ def compress_loss_aware(
 def convert(arguments: argparse.Namespace) -> None:
     """Compresses the model that the arguments name and writes the result."""
     clips = clips_to_transcribe(arguments)
-    with unfinished(arguments.output, is_main()) as work:
+    with unfinished(arguments.output, is_main_process()) as work:
         model, processor, base_folder, stored_dtype, calibration = prepare(arguments, work)
         if arguments.recipe == "liteasr":
             lite, account = compress_liteasr(arguments, model, calibration)
@@ -314,7 +308,7 @@ def convert(arguments: argparse.Namespace) -> None:
             model.to(arguments.device)  # type: ignore[arg-type]
         before = measure(model, processor, clips, arguments, stored_dtype)
         after = measure(lite, processor, clips, arguments, stored_dtype)
-        if not is_main():
+        if not is_main_process():
             return
         lite.to(dtype=stored_dtype)  # type: ignore[call-arg]
         origin = account["calibration"]
@@ -342,7 +336,7 @@ def convert(arguments: argparse.Namespace) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     """Measures both recipes at several sizes, from one calibration, and writes a table and a plot."""
     clips = clips_to_transcribe(arguments)
-    with unfinished(arguments.output, is_main()) as work:
+    with unfinished(arguments.output, is_main_process()) as work:
         model, processor, _, stored_dtype, calibration = prepare(arguments, work)
         moments, sensitivities, batches, origin = calibration
         assert sensitivities is not None
@@ -353,7 +347,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         }
         kept = work / "sweep.json"
         beginning: dict[str, Any] = {"settings": settings, "rows": []}
-        table = told(read_kept(kept) if is_main() and kept.exists() else beginning)
+        table = broadcast(read_kept(kept) if is_main_process() and kept.exists() else beginning)
         check_same(table["settings"], settings, kept)
         rows = table["rows"]
 
@@ -361,7 +355,7 @@ def sweep(arguments: argparse.Namespace) -> None:
             if not any((row["recipe"], row["ratio"]) == (recipe, ratio) for row in rows):
                 figures = measure(build(), processor, clips, arguments, stored_dtype)
                 rows.append({"recipe": recipe, "ratio": ratio, **figures})
-                if is_main():
+                if is_main_process():
                     write_kept(kept, table)
 
         add("uncompressed", 1.0, lambda: model)
@@ -372,7 +366,7 @@ def sweep(arguments: argparse.Namespace) -> None:
             ranks = budget_ranks(losses, budget, arguments.rank_multiple)
             layers = work / f"layers-{ratio}"
             add("loss-aware", ratio, partial(refit, model, batches, ranks, sensitivities, folder=layers, origin=origin))
-        if not is_main():
+        if not is_main_process():
             return
         wanted = [row for row in rows if row["ratio"] in (1.0, *arguments.sweep)]
         with temporary_name(arguments.output) as temporary:
@@ -402,7 +396,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.device = join(arguments.device)
     if arguments.model:
         sweep(arguments) if arguments.sweep else convert(arguments)
-    if not is_main():
+    if not is_main_process():
         return
     if not arguments.model:
         if arguments.merge:

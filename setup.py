@@ -10,8 +10,12 @@ setup(
     package_dir={"lite_whisper": "."},
     packages=[
         "lite_whisper",
+        "lite_whisper.audio",
+        "lite_whisper.common",
+        "lite_whisper.conversion",
         "lite_whisper.evaluation",
         "lite_whisper.lowrank",
+        "lite_whisper.models",
         "lite_whisper.publishing",
         "lite_whisper.training",
         "lite_whisper.transcription",

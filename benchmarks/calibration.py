@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from lite_whisper.evaluation.memory import PeakMemory
-from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments
+from lite_whisper.common.memory import PeakMemory
 from lite_whisper.lowrank.compression import compress, encoder_spectra
+from lite_whisper.lowrank.moments import EncoderMoments, collect_moments
 
 LARGE_V3: dict[str, Any] = {
     "num_mel_bins": 128,

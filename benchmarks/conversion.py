@@ -17,7 +17,7 @@ import torch
 from calibration import LARGE_V3
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-from lite_whisper.evaluation.memory import PeakMemory
+from lite_whisper.common.memory import PeakMemory
 from lite_whisper.lowrank import budget_ranks, collect_moments, collect_sensitivities, encoder_spectra, refit
 
 TEXT_TOKENS = 100

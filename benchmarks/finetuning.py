@@ -23,7 +23,7 @@ from lite_whisper import convert
 from lite_whisper.audio import AudioDataset
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer
-from lite_whisper.model_folder import load_model
+from lite_whisper.models.folders import load_model
 
 ROOT = Path(__file__).parents[1]
 MINIATURE = ROOT / "examples/whisper-digits"

@@ -23,9 +23,10 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.arguments import NOISE, noise_range
-from lite_whisper.audio import AudioDataset, Clip
+from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.audio.windows import with_noise
+from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.significance import paired_bootstrap
-from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
 from lite_whisper.lowrank import (
     budget_ranks,
@@ -33,15 +34,13 @@ from lite_whisper.lowrank import (
     collect_sensitivities,
     compress,
     encoder_spectra,
-    feature_batches,
     refit,
     threshold_ranks,
 )
 from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
-from lite_whisper.lowrank.calibration import with_noise
 from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Spectrum
-from lite_whisper.model_folder import encoder_parameters
+from lite_whisper.models.folders import encoder_parameters
 from lite_whisper.training.recovery import Recovery, recover
 
 ROOT = Path(__file__).parents[1]

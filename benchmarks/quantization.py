@@ -21,7 +21,7 @@ from quality import noisy_test, write_table
 from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.evaluation.significance import paired_bootstrap
-from lite_whisper.model_folder import load_model
+from lite_whisper.models.folders import load_model
 
 
 def with_int8_encoder(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:

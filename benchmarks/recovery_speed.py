@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
-from lite_whisper.evaluation.memory import PeakMemory
-from lite_whisper.evaluation.transcription import now
+from lite_whisper.common.memory import PeakMemory
+from lite_whisper.common.timing import now
 from lite_whisper.training.recovery import (
     Lessons,
     Recovery,

@@ -32,8 +32,8 @@ from quality import write_table
 from transformers import pipeline
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, decode
-from lite_whisper.evaluation.memory import PeakMemory
-from lite_whisper.transcription.runner import Transcriber, read_transcripts, transcribe_recordings
+from lite_whisper.common.memory import PeakMemory
+from lite_whisper.transcription.transcriber import Transcriber, read_transcripts, transcribe_recordings
 
 ROOT = Path(__file__).parents[1]
 OPTIONS: dict[str, Any] = {

@@ -15,16 +15,17 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from ..arguments import device_name, positive
 from ..audio import AudioDataset
-from ..errors import InputError, exit_code
-from ..model_folder import base_model_of, encoder_parameters, fingerprint, load_model, public_name
-from ..processes import gathered, is_main, join
-from ..saving import check_same
+from ..common.errors import InputError, exit_code
+from ..common.files import check_same
+from ..common.memory import PeakMemory
+from ..common.processes import all_gather, is_main_process, join
+from ..models.compression_json import public_name
+from ..models.folders import base_model_of, encoder_parameters, fingerprint, load_model
+from .decoding import Decoding
+from .evaluate import evaluate
 from .manifest import manifest_path, read_settings, settings_path, write_settings
-from .memory import PeakMemory
 from .report import print_report, score, write_json, write_summary
 from .robustness import print_robustness, robustness
-from .runner import evaluate
-from .transcription import Decoding
 from .word_error_rate import NORMALIZERS, text_normalizer
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ def evaluate_set(
     """Evaluates a model on one set, going on with the manifest where there is one; returns its path."""
     path = manifest_path(arguments.output, settings["model"], settings["dataset"])
     peak = 0
-    if is_main():
+    if is_main_process():
         if path.exists():
             kept = read_settings(path)
             check_same(kept, {key: value for key, value in settings.items() if key not in VARYING}, settings_path(path))
@@ -181,8 +182,8 @@ def evaluate_set(
         )
     if left_out:
         logger.warning("%s: left out %d clips whose reference is empty", source, left_out)
-    peak = max(peak, *gathered([memory.peak]))
-    if is_main():
+    peak = max(peak, *all_gather([memory.peak]))
+    if is_main_process():
         write_settings(path, settings | {"peak_memory": peak, "left_out": left_out, "skipped": clips.skipped})
     return path
 
@@ -195,7 +196,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"two of the {kind} are called {max(called, key=called.count)}; rename the folder of one")
     arguments.device = join(arguments.device)
     manifests = [path for name in arguments.models for path in evaluate_model(arguments, name)]
-    if not is_main():
+    if not is_main_process():
         return
     report(manifests, arguments.json)
     if arguments.robustness:

@@ -11,8 +11,8 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..errors import InputError
-from ..saving import temporary_name
+from ..common.errors import InputError
+from ..common.files import temporary_name
 from .manifest import Utterance, read_manifest, read_settings
 from .plots import plot_error_by_set, plot_error_by_size
 from .significance import Difference, paired_bootstrap

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
 from ..audio import SAMPLING_RATE, AudioDataset, Clip
-from ..model_folder import load_model
-from .transcription import Decoding, batches_by_length, transcribe_batch
+from ..audio.windows import batches_by_length
+from ..models.folders import load_model
+from .decoding import Decoding, transcribe_batch
 from .word_error_rate import error_rates, text_normalizer
 
 CLIPS = 50  # of each set

@@ -9,7 +9,7 @@ import jiwer
 from transformers import WhisperTokenizer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 NORMALIZERS = ("basic", "english", "none")
 

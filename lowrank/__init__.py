@@ -1,8 +1,9 @@
 """Low-rank compression of an encoder: calibration, spectra, ranks, factors."""
 
+from ..audio import feature_batches
 from .allocation import budget_ranks, threshold_ranks
-from .calibration import add_moments, collect_moments, feature_batches
 from .compression import compress, encoder_spectra
+from .moments import add_moments, collect_moments
 from .sensitivity import collect_sensitivities
 from .sequential import refit
 from .storage import load_moments, save_moments

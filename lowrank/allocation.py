@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .spectrum import Spectrum
 
 EncoderSpectra = list[dict[str, Spectrum]]

@@ -7,11 +7,12 @@ from accelerate.utils import tqdm
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
+from ..common.processes import all_gather, shard
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..processes import gathered, share
+from ..models.layers import projection_module
 from .allocation import EncoderSpectra, Ranks
-from .calibration import OBSERVED_SIDE, EncoderMoments, Moments, projection_module
+from .moments import OBSERVED_SIDE, EncoderMoments, Moments
 from .sensitivity import Sensitivities
 from .spectrum import Factors, Side, Spectrum, factorize, loss_metric, output_eigenvalues
 
@@ -45,7 +46,7 @@ def encoder_spectra(
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
     metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
-    layerwise = list(share(enumerate(zip(layers, moments, metrics, strict=True))))
+    layerwise = list(shard(enumerate(zip(layers, moments, metrics, strict=True))))
     for index, (layer, of_layer, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
         spectra[index] = {}
         for projection in PROJECTIONS:
@@ -57,7 +58,7 @@ def encoder_spectra(
             spectra[index][projection] = Spectrum(
                 eigenvalues.cpu(), linear.in_features, linear.out_features, linear.bias is not None, observed.count
             )
-    return [of_layer for _, of_layer in sorted(gathered(list(spectra.items())), key=lambda item: item[0])]
+    return [of_layer for _, of_layer in sorted(all_gather(list(spectra.items())), key=lambda item: item[0])]
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def compress(
     lite = empty_lite_model(model, ranks)
     metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
     twins = lite.get_encoder().layers
-    layers = list(share(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True)))
+    layers = list(shard(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True)))
     for layer, twin, of_layer, observed_layer, of_metric in tqdm(layers, "factorisation", unit="layer"):
         for projection, rank in of_layer.items():
             linear = projection_module(layer, projection)
@@ -100,8 +101,8 @@ def compress(
             metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
             factors = factorize(weight, bias, observed.mean, observed.covariance, side, rank, metric)
             set_factors(projection_module(twin, projection), factors)
-    done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in share(range(len(twins)))]
-    for index, weights in gathered(done):
+    done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in shard(range(len(twins)))]
+    for index, weights in all_gather(done):
         twins[index].load_state_dict(weights)
     return lite
 

@@ -4,23 +4,18 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import tqdm
-from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
+from ..common.errors import InputError
+from ..common.processes import all_gather, all_reduce, global_index
+from ..common.tensor_files import Checkpoint
 from ..configuration_lite_whisper import PROJECTIONS
-from ..errors import InputError
-from ..processes import gathered, place, summed
-from .calibration import projection_module, recorded
-
-if TYPE_CHECKING:
-    from .storage import Checkpoint
+from ..models.layers import layer_inputs, projection_module, recorded, transcripts
 
 
 @dataclass
@@ -87,7 +82,7 @@ def collect_sensitivities(
             for batch in itertools.islice(batches, done["batches"], None):
                 features = batch.to(device=model.device, dtype=model.dtype)
                 *inputs, last = layer_inputs(encoder, features)
-                generator = torch.Generator(model.device).manual_seed(noise_seed(seed, place(done["batches"])))
+                generator = torch.Generator(model.device).manual_seed(noise_seed(seed, global_index(done["batches"])))
                 gradients, spoken = _output_gradients(model, last, generator, draws)
                 for layer, given, totals in zip(
                     reversed(encoder.layers), reversed(inputs), reversed(sums), strict=True
@@ -106,33 +101,17 @@ def collect_sensitivities(
                     checkpoint.keep(named, {"done": done, "languages": languages})
     finally:
         model.train(training)
-    frames = int(summed(torch.tensor(done["frames"], device=model.device)))
+    frames = int(all_reduce(torch.tensor(done["frames"], device=model.device)))
     if not frames:
         raise InputError("there is no calibration audio; name a dataset with audio")
     passes = frames * draws
-    layers = [{name: summed(total) / passes for name, total in of_layer.items()} for of_layer in sums]
-    return Sensitivities(layers, Counter(language for part in gathered([languages]) for language in part.elements()))
+    layers = [{name: all_reduce(total) / passes for name, total in of_layer.items()} for of_layer in sums]
+    return Sensitivities(layers, Counter(language for part in all_gather([languages]) for language in part.elements()))
 
 
 def noise_seed(seed: int, batch: int) -> int:
     """The seed of a batch's noise, which does not depend on the process that draws it."""
     return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
-
-
-@torch.no_grad()
-def layer_inputs(encoder: WhisperEncoder, features: torch.Tensor) -> list[torch.Tensor]:
-    """What enters each encoder layer and, last, the final layer norm; each of shape = (batch, frames, d_model)."""
-    inputs: list[torch.Tensor] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
-        for module in (*encoder.layers, encoder.layer_norm)
-    ]
-    try:
-        encoder(features)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs
 
 
 def _output_gradients(
@@ -157,49 +136,6 @@ def _output_gradients(
         noise = root * noise - probabilities * (root * noise).sum(dim=-1, keepdim=True)
         gradients += torch.autograd.grad(logits, last, noise, retain_graph=True)
     return gradients, languages
-
-
-@torch.no_grad()
-def transcripts(
-    model: WhisperForConditionalGeneration, hidden: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """
-    The model's own greedy transcripts as decoder inputs.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): multilingual or English-only.
-        hidden (`torch.Tensor`): what its encoder gives, shape = (batch, frames, d_model).
-
-    Returns:
-        Tokens, shape = (batch, length); where in them the next token is a prediction of text or its end, of the same
-        shape; the language of each window, none for an English-only model.
-    """
-    settings: Any = model.generation_config
-    encoded = BaseModelOutput(last_hidden_state=hidden)
-    greedy: dict[str, Any] = {"encoder_outputs": encoded, "num_beams": 1, "do_sample": False}
-    prefix = torch.full((len(hidden), 1), settings.decoder_start_token_id, device=hidden.device)
-    spoken: list[str] = []
-    if getattr(settings, "is_multilingual", False):
-        languages = model.detect_language(encoder_outputs=encoded).to(hidden.device)
-        task = torch.full_like(languages, settings.task_to_id["transcribe"])
-        prefix = torch.cat([prefix, languages[:, None], task[:, None]], dim=1)
-        names = {token: name.strip("<|>") for name, token in settings.lang_to_id.items()}
-        spoken = [names[token] for token in languages.tolist()]
-        generated = model.generate(language=spoken, task="transcribe", **greedy)
-    else:
-        generated = model.generate(**greedy)
-    no_timestamps = torch.full_like(prefix[:, :1], settings.no_timestamps_token_id)
-    prefix = torch.cat([prefix, no_timestamps], dim=1)
-    rows, ends = [], []
-    for start, row in zip(prefix, generated, strict=True):
-        text = row[row < model.config.eos_token_id]  # all special tokens and timestamps come after it
-        text = text[: model.config.max_target_positions - len(start)]
-        rows.append(torch.cat([start, text]))
-        ends.append(len(rows[-1]))
-    tokens = pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
-    ends_at = torch.tensor(ends, device=tokens.device)[:, None]
-    return tokens, (positions >= prefix.shape[1] - 1) & (positions < ends_at), spoken
 
 
 @torch.enable_grad()

@@ -13,13 +13,14 @@ from accelerate.utils import tqdm
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
+from ..common.processes import all_gather, broadcast, global_index, is_main_process, shard
 from ..configuration_lite_whisper import PROJECTIONS
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..processes import gathered, is_main, place, share, told
+from ..models.layers import layer_inputs, projection_module, recorded
 from .allocation import Ranks
-from .calibration import Moments, projection_module, recorded
 from .compression import empty_lite_model, set_factors
-from .sensitivity import Sensitivities, layer_inputs
+from .moments import Moments
+from .sensitivity import Sensitivities
 from .spectrum import Factors, loss_metric, reduced_weight, regress
 from .storage import load_layer, save_layer
 
@@ -74,7 +75,7 @@ def refit(
         for index, (layer, twin, of_layer, sensitivity) in enumerate(tqdm(layers, "refit", len(ranks), unit="layer")):
             file = folder and folder / f"layer_{index:02}.safetensors"
             settings = {"ranks": ranks[: index + 1], "damping": damping, "ridge": ridge, "origin": origin}
-            kept = told(load_layer(file, settings) if file and is_main() and file.exists() else None)
+            kept = broadcast(load_layer(file, settings) if file and is_main_process() and file.exists() else None)
             fitted: dict[str, Factors] = {}
             for half, stages in (
                 (attention_half, (("q_proj", "k_proj", "v_proj"), ("out_proj",))),
@@ -92,7 +93,7 @@ def refit(
                 for pair in states:
                     pair[0].copy_(half(layer, pair[0].to(model.device)))
                     pair[1].copy_(half(twin, pair[1].to(model.device)))
-            if file and kept is None and is_main():
+            if file and kept is None and is_main_process():
                 save_layer(fitted, file, settings)
     return lite
 
@@ -142,7 +143,7 @@ def _fit(
             joint[name].update(frames)
     of_all = {name: joint[name].of_all_processes() for name in ranks}
     fitted = {}
-    for name, rank in share(ranks.items()):
+    for name, rank in shard(ranks.items()):
         dense = projection_module(layer, name)
         inputs = dense.in_features
         mean, covariance = of_all[name].mean, of_all[name].covariance
@@ -157,7 +158,7 @@ def _fit(
             rank,
             ridge,
         )
-    return dict(gathered([(name, Factors(*(part.cpu() for part in found))) for name, found in fitted.items()]))
+    return dict(all_gather([(name, Factors(*(part.cpu() for part in found))) for name, found in fitted.items()]))
 
 
 @contextmanager
@@ -174,7 +175,7 @@ def _hidden_states(
     entering: list[torch.Tensor] = []
     frames = model.config.max_source_positions * model.config.d_model
     size = 2 * sum(map(len, batches)) * frames * model.dtype.itemsize
-    files = folder / f"hidden_states_{place(0)}" if folder else Path(tempfile.mkdtemp(prefix="lite-whisper-"))
+    files = folder / f"hidden_states_{global_index(0)}" if folder else Path(tempfile.mkdtemp(prefix="lite-whisper-"))
     try:
         for index, batch in enumerate(batches):
             hidden = layer_inputs(encoder, batch.to(device=model.device, dtype=model.dtype))[0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from ..saving import temporary_name
+from ..common.errors import InputError
+from ..common.files import temporary_name
 from .allocation import EncoderSpectra, Ranks, total_cost
 from .spectrum import Spectrum
 

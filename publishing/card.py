@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..errors import InputError
+from ..common.errors import InputError
+from ..common.files import read_kept, temporary_name
 from ..evaluation.report import Result, differences, eval_results, figures, score
-from ..saving import temporary_name
+from ..models.compression_json import COMPRESSION, read_compression
+from ..models.folders import CARD
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ["lite-whisper", "whisper", "low-rank", "audio", "speech"]
-COMPRESSION, EVALUATION, CARD = "compression.json", "evaluation.json", "README.md"
+EVALUATION = "evaluation.json"
 
 Data = dict[str, Any]
 """What a JSON file holds."""
@@ -42,14 +44,9 @@ def card_data(folder: Path) -> tuple[Data, Data | None]:
     Raises:
         InputError: the former is missing, or one is no JSON.
     """
-    found: list[Data | None] = []
-    for name in (COMPRESSION, EVALUATION):
-        path = folder / name
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
-        except ValueError as error:
-            raise InputError(f"{path} cannot be read ({error}); convert or evaluate again") from error
-    compression, evaluation = found
+    compression = read_compression(folder)
+    evaluation_file = folder / EVALUATION
+    evaluation = read_kept(evaluation_file, "evaluate and publish again") if evaluation_file.exists() else None
     if compression is None:
         raise InputError(
             f"{folder} has no {COMPRESSION}, from which its card is rendered; write a README.md there yourself"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import add_hub_arguments
-from ..errors import exit_code
-from .card import CARD, EVALUATION
+from ..common.errors import exit_code
+from ..models.folders import CARD
+from .card import EVALUATION
 from .hub import Destination, files_to_upload, prepare, publish
 
 

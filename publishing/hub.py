@@ -11,9 +11,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import InputError
-from ..model_folder import PROCESSOR_FILES, fingerprint, load_compressed_model
-from .card import CARD, COMPRESSION, EVALUATION, card_data, is_rendered, write_card, write_evaluation
+from ..common.errors import InputError
+from ..models.compression_json import COMPRESSION
+from ..models.folders import CARD, PROCESSOR_FILES, fingerprint, load_compressed_model
+from .card import EVALUATION, card_data, is_rendered, write_card, write_evaluation
 
 logger = logging.getLogger(__name__)
 

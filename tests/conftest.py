@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from lite_whisper.audio import AudioDataset, Clip
-from lite_whisper.lowrank.calibration import EncoderMoments, collect_moments, feature_batches
+from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.lowrank.moments import EncoderMoments, collect_moments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MINIATURE = EXAMPLES / "whisper-digits"

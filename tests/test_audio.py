@@ -14,9 +14,9 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-from lite_whisper.audio import AudioDataset, Clip, decode
-from lite_whisper.errors import InputError
-from lite_whisper.lowrank.calibration import feature_batches, with_noise
+from lite_whisper.audio import AudioDataset, Clip, decode, feature_batches
+from lite_whisper.audio.windows import with_noise
+from lite_whisper.common.errors import InputError
 
 EXTRACTOR = WhisperFeatureExtractor.from_pretrained(Path(__file__).parents[1] / "examples/whisper-digits")
 WINDOW = 6 * 16_000  # of the miniature

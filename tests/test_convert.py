@@ -27,8 +27,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration, Whisper
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from lite_whisper import LiteWhisperForConditionalGeneration, cli
+from lite_whisper.common.errors import exit_code
 from lite_whisper.convert import encoder_budget, main, parse_arguments
-from lite_whisper.errors import exit_code
 from lite_whisper.lowrank import sequential
 
 ROOT = Path(__file__).parents[1]
@@ -683,7 +683,7 @@ def test_failing_while_writing_leaves_everything_as_it_was(
         assert [path.name for path in tmp_path.rglob("model.safetensors")]
         raise error
 
-    monkeypatch.setattr("lite_whisper.model_folder.plot_ranks", fail)
+    monkeypatch.setattr("lite_whisper.conversion.saving.plot_ranks", fail)
     if overwrite:
         (tmp_path / "lite").mkdir()
         (tmp_path / "lite" / "config.json").write_text("{}")

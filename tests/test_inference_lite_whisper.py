@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lite_whisper.inference_lite_whisper as inference
 import lite_whisper.modeling_lite_whisper as modeling
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
-from lite_whisper.evaluation.transcription import transcribe
+from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.lowrank.compression import compress
 from lite_whisper.training.linear_pairs import to_linear_pairs
 from lite_whisper.training.lora import low_rank_lora

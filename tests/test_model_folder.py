@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper import LiteWhisperForConditionalGeneration, convert
+from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.lowrank import compress
-from lite_whisper.model_folder import PROCESSOR_FILES, save_model_folder
+from lite_whisper.models.folders import PROCESSOR_FILES
 
 MINIATURE = Path(__file__).parents[1] / "examples/whisper-digits"
 RANKS = [{"q_proj": 16, "k_proj": 16, "v_proj": 24, "fc1": 32}, {"out_proj": 16, "fc2": 48}, {}, {"k_proj": 8}, {}, {}]
@@ -124,7 +125,7 @@ def test_the_base_of_a_published_name_is_known(published_folder: Path, tmp_path:
         asked.append(name)
         return MINIATURE, json.loads((MINIATURE / "config.json").read_text())
 
-    monkeypatch.setattr("lite_whisper.model_folder.base_model_files", base_model_files)
+    monkeypatch.setattr("lite_whisper.conversion.rewriting.base_model_files", base_model_files)
     for name, base in {
         "lite-whisper-large-v3-turbo-acc": "openai/whisper-large-v3-turbo",
         "lite-whisper-large-v3": "openai/whisper-large-v3",

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSpeechSeq2Seq, WhisperConfig, Wh
 import lite_whisper.modeling_lite_whisper as modeling
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration, LiteWhisperModel, LowRankLinear
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.evaluation.transcription import transcribe
+from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.lowrank.compression import compress
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_checkpoints.json").read_text())

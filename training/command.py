@@ -11,19 +11,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..arguments import NOISE, device_name, noise_range, positive
 from ..audio import AudioDataset
-from ..errors import InputError, exit_code
-from ..model_folder import (
-    base_model_of,
-    fingerprint,
-    load_base_model,
-    load_compressed_model,
-    load_processor,
-    public_name,
-    save_model_folder,
-)
-from ..processes import is_main, join
-from ..publishing.card import COMPRESSION
-from ..saving import check_output_folder, unfinished
+from ..common.errors import InputError, exit_code
+from ..common.files import check_output_folder, unfinished
+from ..common.processes import is_main_process, join
+from ..conversion.saving import save_model_folder
+from ..models.compression_json import COMPRESSION, public_name
+from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
 from .recovery import Recovery, recover
 
 
@@ -74,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     student.float().to(join(arguments.device))  # type: ignore[arg-type]
     teacher.float()
-    with unfinished(arguments.output, is_main()) as work:
+    with unfinished(arguments.output, is_main_process()) as work:
         recovery = recover(
             student,
             teacher,
@@ -86,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
             origin,
             arguments.bf16,
         )
-        if not is_main():
+        if not is_main_process():
             return
         student.to(dtype=stored_dtype)  # type: ignore[call-arg]
         report = {

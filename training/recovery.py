@@ -31,16 +31,15 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..audio import SAMPLING_RATE, Clip
-from ..errors import InputError
-from ..evaluation.transcription import now
-from ..lowrank.calibration import feature_batches, windows_of
+from ..audio import SAMPLING_RATE, Clip, feature_batches, windows_of
+from ..common.errors import InputError
+from ..common.files import check_same, read_kept, write_kept
+from ..common.tensor_files import load_tensors, save_tensors
+from ..common.timing import now
 from ..lowrank.compression import set_factors
-from ..lowrank.sensitivity import layer_inputs, transcripts
 from ..lowrank.spectrum import Factors, balanced
-from ..lowrank.storage import load_tensors, save_tensors
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
-from ..saving import check_same, read_kept, write_kept
+from ..models.layers import layer_inputs, transcripts
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..audio import AudioDataset
-from ..errors import InputError
-from . import runner
-from .runner import Transcriber, finished, lines_to
+from ..common.errors import InputError
+from . import transcriber
+from .transcriber import Transcriber, finished, lines_to
 
 try:
     import pyarrow
@@ -52,7 +52,7 @@ def transcribe_on_cluster(load: Load, sources: Sequence[str], path: Path, on_gpu
         context.target_max_block_size = 1  # every chunk by itself, on whichever device is free
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         done, folder = finished(path), str(Path.cwd())
-        chunks_of = partial(_chunks, folder, tuple(sources), runner.CHUNK, done, path)
+        chunks_of = partial(_chunks, folder, tuple(sources), transcriber.CHUNK, done, path)
         chunks = ray.data.read_datasource(_Chunks(chunks_of), num_cpus=0)
         results = chunks.map_batches(_Actor, fn_constructor_args=(load, folder), batch_size=1, **_resources(on_gpus))
         with lines_to(path, len(done)) as keep:
@@ -100,7 +100,7 @@ def _chunks(
     folder: str, sources: Sequence[str], size: int, done: dict[int, str], path: Path
 ) -> Iterator[pyarrow.Table]:
     os.chdir(folder)  # where relative names lead to the files
-    for chunk in runner.unfinished_chunks(AudioDataset(sources).entries(), size, done, path):
+    for chunk in transcriber.unfinished_chunks(AudioDataset(sources).entries(), size, done, path):
         row = chunk, {index for index, _ in chunk if index in done}
         yield pyarrow.table({"chunk": [ray.cloudpickle.dumps(row)]})
 

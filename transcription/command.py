@@ -18,13 +18,13 @@ from transformers import AutomaticSpeechRecognitionPipeline, WhisperForCondition
 
 from ..arguments import device_name, positive
 from ..audio import AudioDataset
-from ..errors import InputError, exit_code
+from ..common.errors import InputError, exit_code
+from ..common.files import check_same, check_writable, read_kept, temporary_name, tidy, unfinished, write_kept
 from ..evaluation.command import add_decoding_arguments, check_language
-from ..model_folder import fingerprint, load_model
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from ..saving import check_same, check_writable, read_kept, temporary_name, tidy, unfinished, write_kept
+from ..models.folders import fingerprint, load_model
 from .formats import FORMATS, Transcript
-from .runner import Transcriber, read_transcripts, transcribe_recordings
+from .transcriber import Transcriber, read_transcripts, transcribe_recordings
 
 JSON_LINES = "jsonl"
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from transformers import WhisperFeatureExtractor
 
-from lite_whisper.audio import AudioDataset
+from lite_whisper.audio import AudioDataset, feature_batches
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.lowrank import collect_moments, compress, encoder_spectra, feature_batches, threshold_ranks
-from lite_whisper.model_folder import load_base_model, save_model_folder
+from lite_whisper.conversion.saving import save_model_folder
+from lite_whisper.lowrank import collect_moments, compress, encoder_spectra, threshold_ranks
+from lite_whisper.models.folders import load_base_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

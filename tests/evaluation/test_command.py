@@ -17,11 +17,11 @@ import yaml
 from hub_stand_in import HubStandIn
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.evaluation import command
 from lite_whisper.evaluation.command import main, main_score, parse_arguments
 from lite_whisper.evaluation.manifest import read_manifest
 from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
-from lite_whisper.model_folder import save_model_folder
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
@@ -111,7 +111,7 @@ def test_a_finished_run_is_not_repeated_and_changes_are_refused(
 ) -> None:
     folder = shutil.copytree(results, tmp_path / "results")
     arguments = [str(MODEL), "--dataset", str(digits), "--output", str(folder)]
-    monkeypatch.setattr("lite_whisper.evaluation.runner.transcribe_batch", None)
+    monkeypatch.setattr("lite_whisper.evaluation.evaluate.transcribe_batch", None)
     assert main([*arguments, "--batch-size", "2"]) == 0
     capsys.readouterr()
     assert main([*arguments, "--num-beams", "2"]) == 1

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lite_whisper.errors import InputError
-from lite_whisper.evaluation.manifest import Utterance, append, drop_torn_line, manifest_path, read_manifest
+from lite_whisper.common.errors import InputError
+from lite_whisper.common.journal import append, drop_torn_line
+from lite_whisper.evaluation.manifest import Utterance, manifest_path, read_manifest
 
 
 def utterance(index: int) -> Utterance:

@@ -13,9 +13,9 @@ import soundfile
 import torch
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip, Entry
-from lite_whisper.evaluation import runner
+from lite_whisper.evaluation import evaluate as runner
+from lite_whisper.evaluation.evaluate import evaluate
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
-from lite_whisper.evaluation.runner import evaluate
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import WhisperConfig
 
 from lite_whisper import convert
-from lite_whisper.evaluation import time_table
+from lite_whisper.conversion import profile as time_table
 from lite_whisper.lowrank.time_cost import load_time_table
 
 ROOT = Path(__file__).parents[2]

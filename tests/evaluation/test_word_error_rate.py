@@ -5,7 +5,7 @@ import random
 import jiwer
 import pytest
 
-from lite_whisper.errors import InputError
+from lite_whisper.common.errors import InputError
 from lite_whisper.evaluation.word_error_rate import WordErrorRate, error_rates, word_errors
 
 REFERENCES = ["one two three four", "five", "six seven eight", "nine"]

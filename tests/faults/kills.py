@@ -36,7 +36,7 @@ from safetensors import serialize_file
 from tqdm import tqdm
 
 from lite_whisper.cli import COMMANDS
-from lite_whisper.lowrank import storage
+from lite_whisper.common import tensor_files as storage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, CALIBRATION, TEST = EXAMPLES / "whisper-digits", EXAMPLES / "digits/calibration", EXAMPLES / "digits/test"

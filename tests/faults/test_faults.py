@@ -19,16 +19,17 @@ from kills import CALIBRATION, MODEL, TEST, contents, differences
 
 from lite_whisper import audio
 from lite_whisper.cli import COMMANDS
-from lite_whisper.errors import InputError, exit_code
-from lite_whisper.evaluation.manifest import Utterance, append, drop_torn_line, read_manifest
+from lite_whisper.common.errors import InputError, exit_code
+from lite_whisper.common.files import check_output_folder, temporary_name, tidy, unfinished
+from lite_whisper.common.journal import append, drop_torn_line
+from lite_whisper.evaluation.manifest import Utterance, read_manifest
 from lite_whisper.lowrank import sequential
 from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Factors
 from lite_whisper.lowrank.storage import load_layer, load_moments, save_layer, save_moments
-from lite_whisper.saving import check_output_folder, temporary_name, tidy, unfinished
 from lite_whisper.training import recovery
 from lite_whisper.transcription.formats import Segment, Transcript
-from lite_whisper.transcription.runner import finished, read_transcripts
+from lite_whisper.transcription.transcriber import finished, read_transcripts
 
 # Every stage writes into the folder in which it runs.
 STAGES = {

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration, convert
+from lite_whisper.common.errors import InputError
 from lite_whisper.configuration_lite_whisper import MOST_LAYERS, PROJECTIONS, SIZES
-from lite_whisper.errors import InputError
-from lite_whisper.model_folder import load_base_model, load_compressed_model, load_model
+from lite_whisper.models.folders import load_base_model, load_compressed_model, load_model
 
 MINIATURE = Path(__file__).parents[2] / "examples/whisper-digits"
 RANKS = [{"q_proj": 4, "k_proj": 4, "fc1": 16, "fc2": 8}, {"v_proj": 8, "out_proj": 16}]

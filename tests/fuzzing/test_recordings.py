@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lite_whisper import audio
 from lite_whisper.audio import AudioDataset, decode
-from lite_whisper.errors import InputError
+from lite_whisper.common.errors import InputError
 from lite_whisper.transcription.command import main as transcribe
 
 MINIATURE = Path(__file__).parents[2] / "examples/whisper-digits"

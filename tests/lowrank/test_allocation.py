@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lite_whisper.errors import InputError
+from lite_whisper.common.errors import InputError
 from lite_whisper.lowrank.allocation import budget_ranks, discarded, threshold_ranks, threshold_ranks_within, total_cost
 from lite_whisper.lowrank.spectrum import Spectrum
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from lite_whisper.errors import InputError
-from lite_whisper.lowrank.calibration import Moments, add_moments, collect_moments
+from lite_whisper.common.errors import InputError
+from lite_whisper.lowrank.moments import Moments, add_moments, collect_moments
 
 
 def hooks_of(model: torch.nn.Module) -> int:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lite_whisper.common.errors import InputError
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.errors import InputError
-from lite_whisper.lowrank.calibration import projection_module
-from lite_whisper.lowrank.sensitivity import collect_sensitivities, noise_seed, transcripts
+from lite_whisper.lowrank.sensitivity import collect_sensitivities, noise_seed
+from lite_whisper.models.layers import projection_module, transcripts
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from lite_whisper.common.errors import InputError
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.errors import InputError
 from lite_whisper.lowrank import sequential
-from lite_whisper.lowrank.calibration import collect_moments
 from lite_whisper.lowrank.compression import compress, encoder_spectra
+from lite_whisper.lowrank.moments import collect_moments
 from lite_whisper.lowrank.sensitivity import collect_sensitivities
 from lite_whisper.lowrank.sequential import refit
 from lite_whisper.lowrank.spectrum import factorize, loss_metric, output_eigenvalues, reduced_weight, regress

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.lowrank.calibration import Moments, projection_module
 from lite_whisper.lowrank.compression import compress, encoder_spectra
+from lite_whisper.lowrank.moments import Moments
 from lite_whisper.lowrank.spectrum import Spectrum, factorize, output_eigenvalues
+from lite_whisper.models.layers import projection_module
 
 
 def svd_reference(outputs: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

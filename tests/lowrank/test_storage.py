@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lite_whisper.common import tensor_files as storage
+from lite_whisper.common.errors import InputError
+from lite_whisper.common.tensor_files import Checkpoint
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.errors import InputError
-from lite_whisper.lowrank import storage
-from lite_whisper.lowrank.calibration import Moments, collect_moments
+from lite_whisper.lowrank.moments import Moments, collect_moments
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
-from lite_whisper.lowrank.storage import Checkpoint, load_moments, save_moments
+from lite_whisper.lowrank.storage import load_moments, save_moments
 
 
 @pytest.mark.parametrize("with_sensitivities", [False, True])

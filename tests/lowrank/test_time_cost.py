@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lite_whisper.errors import InputError
+from lite_whisper.common.errors import InputError
 from lite_whisper.lowrank.allocation import budget_ranks, discarded, total_cost
 from lite_whisper.lowrank.spectrum import Spectrum
 from lite_whisper.lowrank.time_cost import TimeTable, load_time_table

@@ -17,8 +17,8 @@ from launch import launch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.audio import AudioDataset, Entry
+from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
-from lite_whisper.evaluation.transcription import transcribe
 from lite_whisper.lowrank.compression import encoder_spectra
 from lite_whisper.lowrank.storage import load_moments
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
@@ -36,7 +36,8 @@ PROGRAM = f"""
 import os, signal, sys
 from accelerate import PartialState
 from lite_whisper import convert
-from lite_whisper.evaluation import command, runner
+from lite_whisper.evaluation import command
+from lite_whisper.evaluation import evaluate as runner
 from lite_whisper.lowrank import sequential
 
 if "--break" in sys.argv:

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lite_whisper.arguments import parse_arguments
 from lite_whisper.evaluation.report import score
-from lite_whisper.published import PUBLISHED
+from lite_whisper.models.published import PUBLISHED
 from lite_whisper.publishing.card import card_data, is_rendered, recipe_command, render_card, write_evaluation
 from lite_whisper.publishing.command import main
 

@@ -7,7 +7,7 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
 
 from lite_whisper import convert
-from lite_whisper.lowrank.calibration import collect_moments
+from lite_whisper.lowrank.moments import collect_moments
 from lite_whisper.publishing import family
 from lite_whisper.publishing.card import card_data
 

@@ -16,12 +16,12 @@ from transformers import TrainerCallback, WhisperConfig, WhisperForConditionalGe
 
 from lite_whisper import LiteWhisperForConditionalGeneration, convert
 from lite_whisper.audio import AudioDataset
-from lite_whisper.errors import InputError
+from lite_whisper.common.errors import InputError
+from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
 from lite_whisper.lowrank.compression import empty_lite_model
-from lite_whisper.lowrank.sensitivity import layer_inputs
-from lite_whisper.model_folder import save_model_folder
 from lite_whisper.modeling_lite_whisper import LowRankLinear
+from lite_whisper.models.layers import layer_inputs
 from lite_whisper.training import recovery
 from lite_whisper.training.command import main
 from lite_whisper.training.recovery import Lessons, Recovery, balance, collate, recover, teach

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from lite_whisper.transcription import runner
+from lite_whisper.transcription import transcriber as runner
 from lite_whisper.transcription.command import main
 from lite_whisper.transcription.formats import Transcript
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from transformers import pipeline
 
-from lite_whisper.transcription import runner
+from lite_whisper.transcription import transcriber as runner
 from lite_whisper.transcription.command import file_names, main
 from lite_whisper.transcription.formats import Segment, Transcript, to_srt, to_txt, to_vtt
 

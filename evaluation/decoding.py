@@ -1,6 +1,5 @@
 """Clips in, transcripts and encoder time out."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..audio import SAMPLING_RATE, Clip
-from ..processes import gathered, share
+from ..audio.windows import batches_by_length
+from ..common.processes import all_gather, shard
+from ..common.timing import now
 
 
 @dataclass
@@ -49,13 +50,6 @@ class Transcripts:
     encoder_time: EncoderTime = field(default_factory=EncoderTime)
 
 
-def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 @contextmanager
 def timed_encoder(model: WhisperForConditionalGeneration) -> Iterator[EncoderTime]:
     """Measures every pass through the model's encoder while the context lasts."""
@@ -76,16 +70,6 @@ def timed_encoder(model: WhisperForConditionalGeneration) -> Iterator[EncoderTim
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def batches_by_length(
-    clips: Sequence[Clip], extractor: WhisperFeatureExtractor, batch_size: int
-) -> Iterator[list[int]]:
-    """Indices of clips in batches of similar length, the shortest first; those beyond a window are among themselves."""
-    by_length = sorted(range(len(clips)), key=lambda index: len(clips[index].samples))
-    short = [index for index in by_length if len(clips[index].samples) <= extractor.n_samples]
-    for part in (short, by_length[len(short) :]):
-        yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))
 
 
 @torch.no_grad()
@@ -149,12 +133,12 @@ def transcribe(
     texts = [""] * len(clips)
     warm_up(model, processor.feature_extractor)
     found: list[tuple[int, str]] = []
-    mine = list(share(batches_by_length(clips, processor.feature_extractor, batch_size)))
+    mine = list(shard(batches_by_length(clips, processor.feature_extractor, batch_size)))
     with timed_encoder(model) as encoder_time:
         for indices in tqdm(mine, "transcription", unit="batch"):
             batch, _ = transcribe_batch(model, processor, [clips[index] for index in indices])
             found += zip(indices, batch, strict=True)
-    for index, text in gathered(found):
+    for index, text in all_gather(found):
         texts[index] = text
-    times = gathered([encoder_time])
+    times = all_gather([encoder_time])
     return Transcripts(texts, EncoderTime(sum(t.seconds for t in times), sum(t.windows for t in times)))

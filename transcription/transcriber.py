@@ -15,9 +15,9 @@ from tqdm import tqdm
 from transformers import AutomaticSpeechRecognitionPipeline, WhisperFeatureExtractor
 
 from ..audio import SAMPLING_RATE, Clip, Entry
-from ..errors import InputError
-from ..evaluation.manifest import CHECKSUM, append, check_line, drop_torn_line
-from ..evaluation.transcription import batches_by_length
+from ..audio.windows import batches_by_length
+from ..common.errors import InputError
+from ..common.journal import CHECKSUM, append, check_line, drop_torn_line
 from .formats import Segment, Transcript
 
 logger = logging.getLogger(__name__)

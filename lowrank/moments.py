@@ -1,30 +1,20 @@
-"""Calibration: audio in, moments of the encoder's activations out, in one streaming pass."""
+"""Log-mel features in, moments of the encoder's activations out, in one streaming pass."""
 
 import itertools
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate.utils import tqdm
 from torch import nn
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers import WhisperForConditionalGeneration
 
-from ..audio import SAMPLING_RATE, Clip
-from ..errors import InputError
-from ..processes import summed
+from ..common.errors import InputError
+from ..common.processes import all_reduce
+from ..common.tensor_files import Checkpoint
+from ..models.layers import projection_module
 from .spectrum import Side
 
-if TYPE_CHECKING:
-    from .storage import Checkpoint
-
-logger = logging.getLogger(__name__)
-
-SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
 # The narrow side of each projection. q, k and v share one input, so q_proj stands for all three.
 OBSERVED_SIDE: dict[str, Side] = {"q_proj": "input", "out_proj": "input", "fc1": "input", "fc2": "output"}
 
@@ -84,100 +74,14 @@ class Moments:
 
     def of_all_processes(self) -> "Moments":
         """The moments of the frames of all processes together."""
-        count = int(summed(torch.tensor(self.count, device=self.mean.device)))
-        mean = summed(self.mean * self.count) / max(count, 1)
+        count = int(all_reduce(torch.tensor(self.count, device=self.mean.device)))
+        mean = all_reduce(self.mean * self.count) / max(count, 1)
         delta = self.mean - mean
-        return Moments(count, mean, summed(self.scatter.addr(delta, delta, alpha=self.count)))
+        return Moments(count, mean, all_reduce(self.scatter.addr(delta, delta, alpha=self.count)))
 
 
 EncoderMoments = list[dict[str, Moments]]
 """One dict per encoder layer, from the projections in `OBSERVED_SIDE` to the moments of that side."""
-
-
-def projection_module(layer: WhisperEncoderLayer, projection: str) -> nn.Linear:
-    """The module of one projection (`q_proj`, ..., `fc2`) in an encoder layer."""
-    return getattr(layer if projection in ("fc1", "fc2") else layer.self_attn, projection)
-
-
-@contextmanager
-def recorded(
-    layer: WhisperEncoderLayer, names: Sequence[str]
-) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Keeps the inputs and outputs of a layer's projections while the context lasts."""
-    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
-        return projection_module(layer, name).register_forward_hook(
-            lambda module, inputs, output: kept.__setitem__(name, (inputs[0], output))
-        )
-
-    hooks = [keep(name) for name in names]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def feature_batches(
-    clips: Iterable[Clip],
-    feature_extractor: WhisperFeatureExtractor,
-    num_samples: int,
-    batch_size: int,
-    noise: tuple[float, float] | tuple[()] = (),
-    seed: int = 0,
-) -> Iterator[torch.Tensor]:
-    """
-    Cuts clips into windows of the model's length and turns them into log-mel features.
-
-    Args:
-        clips (`Iterable[Clip]`): 16 kHz audio; what is longer than a window gives several.
-        feature_extractor (`WhisperFeatureExtractor`): the model's own.
-        num_samples (`int`): how many windows to take at the most.
-        batch_size (`int`): windows per batch.
-        noise (`tuple`): range of signal-to-noise ratios in dB at which white noise is added; no noise by default.
-        seed (`int`): of the noise.
-
-    Yields:
-        torch.Tensor, shape = (batch_size or fewer, mel bins, mel frames).
-
-    Raises:
-        InputError: all audio is silent.
-    """
-    length = feature_extractor.n_samples
-    generator = np.random.default_rng(seed)
-    silent = 0
-
-    def sounding_windows() -> Iterator[np.ndarray]:
-        nonlocal silent
-        for window in windows_of(clips, length):
-            if np.abs(window.samples).max() >= SILENCE:
-                yield with_noise(window.samples, generator.uniform(*noise), generator) if noise else window.samples
-            else:
-                silent += 1
-
-    windows = itertools.islice(sounding_windows(), num_samples)
-    used = 0
-    while batch := list(itertools.islice(windows, batch_size)):
-        yield feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
-        used += len(batch)
-    if silent:
-        logger.warning("left out %d silent windows", silent)
-    if not used:
-        raise InputError("the calibration audio is silent (below -80 dB); check the recordings or name another dataset")
-
-
-def windows_of(clips: Iterable[Clip], length: int) -> Iterator[Clip]:
-    """Cuts clips into windows of `length` samples, the last of each clip shorter."""
-    for clip in clips:
-        for start in range(0, len(clip.samples), length):
-            yield Clip(clip.name, clip.samples[start : start + length])
-
-
-def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
-    """Samples with white noise at a signal-to-noise ratio in dB, both of shape = (samples,) and float32."""
-    power = float((samples.astype(np.float64) ** 2).mean()) / 10 ** (ratio / 10)
-    return (samples + power**0.5 * generator.standard_normal(len(samples))).astype(np.float32)
 
 
 @torch.no_grad()

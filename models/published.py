@@ -1,5 +1,10 @@
 """The checkpoints that exist on the Hub under efficient-speech/, from their cards."""
 
+import re
+
+PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
+
+
 # Encoder parameters in millions, and word error rate in per cent, as averaged over the utterances of ESB.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "whisper-tiny": {"": (7.63, 22.01), "acc": (7.41, 22.97), "plain": (7.00, 23.95), "fast": (6.48, 27.09)},

@@ -10,11 +10,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import convert
 from ..arguments import parse_arguments
-from ..errors import exit_code
-from ..model_folder import public_name
-from ..saving import check_same, unfinished
-from .card import COMPRESSION
-from .command import publish_folder
+from ..common.errors import exit_code
+from ..common.files import check_same, unfinished
+from ..models.compression_json import COMPRESSION, public_name
+from ..publishing.command import publish_folder
 
 PRESETS = {"acc": "-acc", "plain": "", "fast": "-fast"}
 """What the name of a checkpoint ends in, by its size."""

@@ -6,21 +6,24 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import WhisperConfig
 
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
 from ..arguments import device_name, positive
+from ..common.errors import InputError, exit_code
+from ..common.files import temporary_name
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig, projection_shape
-from ..errors import InputError, exit_code
 from ..inference_lite_whisper import product_seconds
 from ..lowrank.time_cost import DENSE, TimeTable
-from ..model_folder import base_model_files
 from ..modeling_lite_whisper import LiteWhisperEncoder
-from ..saving import temporary_name
-from .plots import plot_times
+from ..models.folders import base_model_files
 
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """The ranks that are measured, as shares of the full rank."""
@@ -76,6 +79,20 @@ def measure_time_table(config: WhisperConfig, batch_size: int, device: str, dtyp
         "torch": torch.__version__,
     }
     return TimeTable(machine, stock, max(0.0, round(optimized - projections, 3)), products)
+
+
+def plot_times(table: TimeTable, path: Path) -> None:
+    """Draws the time of the products of each size against the rank, and the level of the dense product."""
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for index, ((inputs, outputs), times) in enumerate(table.products.items()):
+        ranks = sorted(rank for rank in times if isinstance(rank, int))
+        color = f"C{index}"
+        axes.plot(ranks, [times[rank] / 1e3 for rank in ranks], marker="o", color=color, label=f"{inputs} → {outputs}")
+        axes.axhline(times[DENSE] / 1e3, color=color, linestyle=":")
+    axes.set(xlabel="rank (dotted: dense)", ylabel="milliseconds per window", xlim=(0, None), ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=150, format="png")
+    pyplot.close(figure)
 
 
 def run(arguments: argparse.Namespace) -> None:

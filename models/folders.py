@@ -1,27 +1,25 @@
-"""Model folders: a stock Whisper in, a complete LiteWhisper out."""
+"""Model folders and Hub ids in; models, processors and what their files say out."""
 
 import hashlib
-import json
-import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import metadata_load, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from .configuration_lite_whisper import LiteWhisperConfig
-from .errors import InputError
-from .evaluation.plots import plot_ranks
-from .modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from .publishing.card import CARD, COMPRESSION, write_card
-from .saving import temporary_name
+from ..common.errors import InputError
+from ..configuration_lite_whisper import LiteWhisperConfig
+from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from .compression_json import COMPRESSION, read_compression
+from .published import PUBLISHED_NAME
 
 # Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
+CARD = "README.md"
+
 PROCESSOR_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -36,7 +34,6 @@ PROCESSOR_FILES = (
 
 
 Model = TypeVar("Model", bound=WhisperForConditionalGeneration)
-PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
 
 
 def encoder_parameters(model: WhisperForConditionalGeneration) -> int:
@@ -50,13 +47,6 @@ def fingerprint(model: WhisperForConditionalGeneration) -> str:
     for parameter in model.get_encoder().parameters():
         digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def public_name(source: str) -> str:
-    """What a published file may say of a model or dataset: the Hub id, but of a path on this machine only the name."""
-    path = Path(source)
-    # A dataset may be gone by now where its moments were kept.
-    return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source
 
 
 @contextmanager
@@ -229,93 +219,7 @@ def base_model_of(name: str) -> str:
     folder, config = model_files(name)
     if config.get("model_type") != "lite-whisper":
         return name
-    report = folder / COMPRESSION
-    if report.exists():
-        with _damage_told(name):
-            return json.loads(report.read_text())["base_model"]
+    if report := read_compression(folder):
+        return report["base_model"]
     published = PUBLISHED_NAME.fullmatch(Path(name).name)
     return f"openai/whisper-{published[1]}" if published else name
-
-
-def base_card(files: Path) -> dict[str, Any]:
-    """What the card of a base model, in the folder of its files, says of its licence and languages."""
-    card = files / CARD
-    metadata = (metadata_load(card) if card.exists() else None) or {}
-    return {name: metadata[name] for name in ("license", "language") if name in metadata}
-
-
-def merge(name: str, output: Path) -> None:
-    """
-    Multiplies the pairs of a LiteWhisper out and writes it as a complete stock Whisper.
-
-    Args:
-        name (`str`): Hub id or folder of the LiteWhisper.
-        output (`Path`): the folder to write.
-
-    Raises:
-        InputError: it is not compressed, or has no processor.
-    """
-    model, folder = load_compressed_model(name)
-    if not (folder / "tokenizer_config.json").exists():
-        raise InputError(f"{name} has no processor; complete it first with --upgrade")
-    save_model_folder(model.to_whisper(), folder, output)
-
-
-def upgrade(name: str, base_name: str | None, output: Path) -> None:
-    """
-    Completes a published checkpoint: processor, full generation settings, all Auto classes, tied weights.
-
-    Args:
-        name (`str`): Hub id or folder of the checkpoint.
-        base_name (`str`, *optional*): the Whisper that it was made from; a published name tells it.
-        output (`Path`): the folder to write.
-
-    Raises:
-        InputError: it is not compressed, or its base is unknown or of other sizes.
-    """
-    if base_name is None:
-        published = PUBLISHED_NAME.fullmatch(Path(name).name)
-        if published is None:
-            raise InputError(f"{name} does not tell which Whisper it was made from; name it with --base-model")
-        base_name = f"openai/whisper-{published[1]}"
-    model, _ = load_compressed_model(name)
-    files, base_config = base_model_files(base_name)
-    for size in ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins"):
-        if base_config.get(size) != getattr(model.config, size):
-            raise InputError(
-                f"{name} was not made from {base_name}: {size} is {getattr(model.config, size)} in the one and "
-                f"{base_config.get(size)} in the other; name its base with --base-model"
-            )
-    report = {
-        "base_model": public_name(base_name),
-        "base_card": base_card(files),
-        "upgraded_from": public_name(name),
-        "low_rank_config": model.config.low_rank_config,
-    }
-    save_model_folder(model, files, output, report)
-
-
-def save_model_folder(
-    model: WhisperForConditionalGeneration, files: Path, path: Path, report: dict[str, Any] | None = None
-) -> None:
-    """
-    Writes a complete model folder, which appears under `path` only when it is whole.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): a LiteWhisper, with its Python files and `ranks.png`, or a stock one.
-        files (`Path`): a folder whose processor and generation files are copied as they are.
-        path (`Path`): the folder to write; an existing one is replaced.
-        report (`dict`, *optional*): what was done, for `compression.json` and the model card.
-    """
-    with temporary_name(path) as temporary:
-        model.save_pretrained(temporary)
-        for weights in temporary.glob("*.safetensors"):  # safetensors lets nobody else read them
-            shutil.copymode(temporary / "config.json", weights)
-        for name in (*PROCESSOR_FILES, "generation_config.json"):
-            if (files / name).exists():
-                shutil.copyfile(files / name, temporary / name)
-        if report is not None:
-            (temporary / COMPRESSION).write_text(json.dumps(report, indent=2) + "\n")
-            write_card(temporary, path.name)
-        if ranks := getattr(model.config, "low_rank_config", None):
-            plot_ranks(ranks, model.config, temporary / "ranks.png")

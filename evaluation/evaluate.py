@@ -10,10 +10,13 @@ from accelerate.utils import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import SAMPLING_RATE, AudioDataset, Clip
-from ..errors import InputError
-from ..processes import gathered, is_main, told
-from .manifest import Utterance, append, drop_torn_line, read_manifest
-from .transcription import GREEDY, Decoding, batches_by_length, now, timed_encoder, transcribe_batch, warm_up
+from ..audio.windows import batches_by_length
+from ..common.errors import InputError
+from ..common.journal import append, drop_torn_line
+from ..common.processes import all_gather, broadcast, is_main_process
+from ..common.timing import now
+from .decoding import GREEDY, Decoding, timed_encoder, transcribe_batch, warm_up
+from .manifest import Utterance, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def evaluate(
         InputError: not one clip could be read, or the manifest holds others.
     """
     dataset.skipped.clear()
-    done = told(_finished(path) if is_main() else {})
+    done = broadcast(_finished(path) if is_main_process() else {})
     left_out = 0
     warm_up(model, processor.feature_extractor)
 
@@ -81,14 +84,14 @@ def evaluate(
 
     mine, found = results(), len(done)
     with tqdm(desc="evaluation", unit="clip", initial=found) as progress:
-        while any(parts := gathered([next(mine, [])])):
+        while any(parts := all_gather([next(mine, [])])):
             new = [utterance for part in parts for utterance in part if utterance.index not in done]
-            if is_main():
+            if is_main_process():
                 append(path, new)
             found += len(new)
             progress.update(len(new))
-    dataset.skipped = gathered(dataset.skipped)
-    left_out = sum(gathered([left_out]))
+    dataset.skipped = all_gather(dataset.skipped)
+    left_out = sum(all_gather([left_out]))
     dataset.check_found(found + left_out)
     return left_out
 

@@ -31,38 +31,38 @@ def join(device: str) -> str:
     return str(state.device) if state.use_distributed else device
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes."""
     return PartialState().is_main_process
 
 
-def count() -> int:
+def num_processes() -> int:
     """How many processes there are."""
     return PartialState().num_processes
 
 
-def share(items: Iterable[T]) -> Iterator[T]:
+def shard(items: Iterable[T]) -> Iterator[T]:
     """This process's part of what all of them go through: of N processes every N-th item."""
     state = PartialState()
     return islice(items, state.process_index, None, state.num_processes)
 
 
-def place(index: int) -> int:
+def global_index(index: int) -> int:
     """Which place an item of `share` has among the items of all."""
     state = PartialState()
     return index * state.num_processes + state.process_index
 
 
-def summed(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of the tensors of all processes, which have one shape."""
     return reduce(tensor, "sum") if PartialState().use_distributed else tensor
 
 
-def gathered(items: list[T]) -> list[T]:
+def all_gather(items: list[T]) -> list[T]:
     """The items of all processes, in the same order in each; tensors in them must be on the CPU."""
     return gather_object(items)
 
 
-def told(value: T) -> T:
+def broadcast(value: T) -> T:
     """What the main process says, whatever the others say; tensors in it must be on the CPU."""
     return broadcast_object_list([value])[0]

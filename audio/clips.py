@@ -1,0 +1,46 @@
+"""A clip, decoded or still to be read."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .decoding import decode
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Decoded audio. `samples` is float32 in [-1, 1] at 16 kHz, mono; `text` its transcript where there is one."""
+
+    name: str
+    samples: np.ndarray
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    A clip that has not been read yet.
+
+    name : str, what a published file may say of it
+    load : Callable, returns what soundfile can open
+    text : str, its transcript where there is one
+    location : str, where it is: the path of the file, or the row of a dataset
+    """
+
+    name: str
+    load: Callable[[], str | Path | io.BytesIO]
+    text: str | None
+    location: str
+
+    def read(self) -> "Clip":
+        """
+        The decoded clip.
+
+        Raises:
+            InputError: it cannot be decoded, is empty, or not finite.
+            OSError: it cannot be opened.
+        """
+        return Clip(self.name, decode(self.load()), self.text)

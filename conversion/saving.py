@@ -1,0 +1,72 @@
+"""Writing complete model folders."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from huggingface_hub import metadata_load
+from transformers import WhisperForConditionalGeneration
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot
+from transformers import WhisperConfig
+
+from ..common.files import temporary_name
+from ..configuration_lite_whisper import PROJECTIONS
+from ..lowrank.allocation import Ranks
+from ..models.compression_json import write_compression
+from ..models.folders import CARD, PROCESSOR_FILES
+from ..publishing.card import write_card
+
+
+def base_card(files: Path) -> dict[str, Any]:
+    """What the card of a base model, in the folder of its files, says of its licence and languages."""
+    card = files / CARD
+    metadata = (metadata_load(card) if card.exists() else None) or {}
+    return {name: metadata[name] for name in ("license", "language") if name in metadata}
+
+
+def save_model_folder(
+    model: WhisperForConditionalGeneration, files: Path, path: Path, report: dict[str, Any] | None = None
+) -> None:
+    """
+    Writes a complete model folder, which appears under `path` only when it is whole.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): a LiteWhisper, with its Python files and `ranks.png`, or a stock one.
+        files (`Path`): a folder whose processor and generation files are copied as they are.
+        path (`Path`): the folder to write; an existing one is replaced.
+        report (`dict`, *optional*): what was done, for `compression.json` and the model card.
+    """
+    with temporary_name(path) as temporary:
+        model.save_pretrained(temporary)
+        for weights in temporary.glob("*.safetensors"):  # safetensors lets nobody else read them
+            shutil.copymode(temporary / "config.json", weights)
+        for name in (*PROCESSOR_FILES, "generation_config.json"):
+            if (files / name).exists():
+                shutil.copyfile(files / name, temporary / name)
+        if report is not None:
+            write_compression(temporary, report)
+            write_card(temporary, path.name)
+        if ranks := getattr(model.config, "low_rank_config", None):
+            plot_ranks(ranks, model.config, temporary / "ranks.png")
+
+
+def plot_ranks(ranks: Ranks, config: WhisperConfig, path: Path) -> None:
+    """Draws the rank of every encoder projection, layers from left to right; what stays dense is left blank."""
+    table = np.array([[of_layer.get(projection, np.nan) for of_layer in ranks] for projection in PROJECTIONS])
+    figure, axes = pyplot.subplots(figsize=(3 + 0.45 * len(ranks), 3.2), layout="constrained")
+    image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=config.d_model)
+    for (row, layer), rank in np.ndenumerate(table):
+        label, color = ("dense", "black") if np.isnan(rank) else (f"{rank:.0f}", "white")
+        if rank > 0.6 * config.d_model:
+            color = "black"
+        axes.text(layer, row, label, ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(ranks)))
+    axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
+    axes.set(xlabel="encoder layer", title="Rank of every encoder projection")
+    figure.colorbar(image, label=f"rank (full: {config.d_model})")
+    figure.savefig(path, dpi=150, format="png")
+    pyplot.close(figure)
