@@ -28,23 +28,39 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     library behind `F.linear` where the processor is not one of Intel's. Its operation has no gradient.
 
     Args:
-        x (`torch.Tensor`): shape = (..., in_features).
-        weight (`torch.Tensor`): shape = (in_features, out_features).
-        bias (`torch.Tensor`, *optional*): shape = (out_features,).
-        gelu (`bool`): whether GELU follows.
+        x (`torch.Tensor` of shape `(..., in_features)`): What is multiplied.
+        weight (`torch.Tensor` of shape `(in_features, out_features)`): By what.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): What is added.
+        gelu (`bool`, *optional*, defaults to `False`): Whether GELU follows.
 
     Returns:
-        `torch.Tensor`: shape = (..., out_features).
+        `torch.Tensor` of shape `(..., out_features)`.
     """
     if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
-        return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "gelu" if gelu else "none", [], "none")
+        try:
+            return _onednn_linear(x, weight, bias, gelu)
+        except (RuntimeError, TypeError):
+            pass  # what it refuses, F.linear may take; if not, its error is the one that torch documents
     y = F.linear(x, weight.t(), bias)
     return F.gelu(y) if gelu else y
 
 
+def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "gelu" if gelu else "none", [], "none")
+
+
 @cache
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    """Whether oneDNN is worth while here, and its operation, private to torch and so free to change, still computes."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return False
+    x, bias = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in ([[1, -2, 3]], [0.5, -0.25]))
+    weight = torch.tensor([[1, 2], [-1, 1], [0.5, -1]], dtype=torch.float32, device="cpu")
+    try:
+        y = _onednn_linear(x, weight, bias, gelu=True)
+        return torch.allclose(y, F.gelu((x[:, :, None] * weight).sum(dim=1) + bias), atol=1e-4)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 class Product(NamedTuple):
