@@ -21,14 +21,9 @@ from transformers import TrainerCallback
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 from lite_whisper.common.memory import PeakMemory
 from lite_whisper.common.timing import now
-from lite_whisper.training.recovery import (
-    Lessons,
-    Recovery,
-    RecoveryTrainer,
-    compared_layers,
-    freeze,
-    training_arguments,
-)
+from lite_whisper.training.lessons import Lessons, Recovery, compared_layers
+from lite_whisper.training.recovery import freeze
+from lite_whisper.training.trainer import RecoveryTrainer, training_arguments
 
 TEXT_TOKENS = 100
 WARM_UP = 2

@@ -27,7 +27,7 @@ from lite_whisper.lowrank import sequential
 from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Factors
 from lite_whisper.lowrank.storage import load_layer, load_moments, save_layer, save_moments
-from lite_whisper.training import recovery
+from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
 from lite_whisper.transcription.transcriber import finished, read_transcripts
 
@@ -244,7 +244,7 @@ def test_damaged_lessons_and_checkpoints_are_made_anew(
 def test_no_damage_to_a_checkpoint_goes_unnoticed(stages, tmp_path: Path, monkeypatch) -> None:
     left, _ = stages["recover"]
     monkeypatch.chdir(left)
-    (whole,) = {recovery._last_checkpoint(Path("recovered.unfinished"))}
+    (whole,) = {last_checkpoint(Path("recovered.unfinished"))}
     assert whole is not None
     names = sorted(path.name for path in whole.iterdir())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "digests.json"} <= set(names)
@@ -255,7 +255,7 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(stages, tmp_path: Path, monkey
             shutil.copytree(whole, folder / whole.name, copy_function=os.link)
             (folder / whole.name / name).unlink()
             (folder / whole.name / name).write_bytes(damaged)
-            assert recovery._last_checkpoint(folder) is None and not any(folder.iterdir())
+            assert last_checkpoint(folder) is None and not any(folder.iterdir())
             folder.rmdir()
 
 

@@ -15,16 +15,18 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, WhisperConfig, WhisperForConditionalGeneration
 
 from lite_whisper import LiteWhisperForConditionalGeneration, convert
-from lite_whisper.audio import AudioDataset
+from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.cli.recover import main
 from lite_whisper.common.errors import InputError
 from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
 from lite_whisper.lowrank.compression import empty_lite_model
 from lite_whisper.modeling_lite_whisper import LowRankLinear
 from lite_whisper.models.layers import layer_inputs
-from lite_whisper.training import recovery
-from lite_whisper.training.command import main
-from lite_whisper.training.recovery import Lessons, Recovery, balance, collate, recover, teach
+from lite_whisper.training import recovery, trainer
+from lite_whisper.training.lessons import Lessons, Recovery, _lesson, collate, compared_layers, spliced, teach
+from lite_whisper.training.recovery import balance, recover
+from lite_whisper.training.trainer import EVALUATIONS, RecoveryTrainer, training_arguments
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
@@ -93,8 +95,8 @@ def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_pat
 
 
 def test_spliced_windows_are_made_of_pieces_of_the_others() -> None:
-    windows = [recovery.Clip(str(i), np.full(96_000, float(i), np.float32)) for i in range(1, 5)]
-    made = [recovery.spliced(windows, 96_000, np.random.default_rng(seed)).samples for seed in range(20)]
+    windows = [Clip(str(i), np.full(96_000, float(i), np.float32)) for i in range(1, 5)]
+    made = [spliced(windows, 96_000, np.random.default_rng(seed)).samples for seed in range(20)]
     assert all(48_000 <= len(samples) < 96_000 for samples in made)
     pieces = [len(run) for samples in made for run in np.split(samples, np.flatnonzero(np.diff(samples)) + 1)[:-1]]
     assert min(pieces) >= 8_000
@@ -102,17 +104,17 @@ def test_spliced_windows_are_made_of_pieces_of_the_others() -> None:
 
 
 def test_compared_layers_lie_below_the_last() -> None:
-    assert recovery.compared_layers(6) == [1, 2, 3, 4, 5]
-    assert recovery.compared_layers(32) == [1, 8, 16, 24, 31]
-    assert recovery.compared_layers(2) == [1]
+    assert compared_layers(6) == [1, 2, 3, 4, 5]
+    assert compared_layers(32) == [1, 8, 16, 24, 31]
+    assert compared_layers(2) == [1]
 
 
 def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, clips, tmp_path: Path) -> None:
     files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {})
     batch = collate([Lessons(files)[index] for index in range(4)])
     settings = Recovery(states=0.5, layers=0.7, decoder=2.0)
-    arguments = recovery.training_arguments(settings, 5, tmp_path, False, torch.device("cpu"))
-    trainer = recovery.RecoveryTrainer(lite, settings, args=arguments, eval_dataset=Lessons(files))
+    arguments = training_arguments(settings, 5, tmp_path, False, torch.device("cpu"))
+    trainer = RecoveryTrainer(lite, settings, args=arguments, eval_dataset=Lessons(files))
     loss = trainer.compute_loss(lite.model, batch)
     with torch.no_grad():
         expected = 0.0
@@ -148,15 +150,15 @@ def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor,
 def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tmp_path: Path, monkeypatch) -> None:
     """As many as fit beside the evaluations, a whole number between two of them, and at least one."""
     seconds = itertools.count()  # two for a step, however fast this machine is
-    monkeypatch.setattr(recovery, "now", lambda device: float(next(seconds)))
+    monkeypatch.setattr(trainer, "now", lambda device: float(next(seconds)))
     said = []
     for minutes in (0.0, 1.5):
         settings = replace(SHORT, steps=None, minutes=minutes)
         folder = tmp_path / str(minutes)
         given = (base_model, processor.feature_extractor, clips, 12, folder, settings)
         said.append(recover(copy.deepcopy(lite), *given)["steps"])
-    assert said[0] == recovery.EVALUATIONS < said[1]
-    assert said[1] % recovery.EVALUATIONS == 0
+    assert said[0] == EVALUATIONS < said[1]
+    assert said[1] % EVALUATIONS == 0
 
 
 def test_it_is_never_worse_than_it_was(lite, base_model, processor, clips, tmp_path: Path, caplog) -> None:
@@ -177,7 +179,7 @@ def test_a_loss_that_becomes_nan_keeps_the_best_step(
             if state.global_step == 7:
                 model.encoder.layers[2].fc1.weight1.data.fill_(float("nan"))
 
-    class Spoiled(recovery.RecoveryTrainer):
+    class Spoiled(RecoveryTrainer):
         def __init__(self, *args, **arguments) -> None:
             super().__init__(*args, **arguments, callbacks=[Spoil()])
 
@@ -209,7 +211,7 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
 
     with monkeypatch.context() as patch:
 
-        class Killed(recovery.RecoveryTrainer):
+        class Killed(RecoveryTrainer):
             def __init__(self, *args, **arguments) -> None:
                 super().__init__(*args, **arguments, callbacks=[Kill()])
 
@@ -233,7 +235,7 @@ def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
     base_model, processor, clips, monkeypatch, caplog
 ) -> None:
     """Only the order of things: there is no such device here."""
-    features = next(iter(recovery.feature_batches(clips, processor.feature_extractor, 2, 2)))
+    features = next(iter(feature_batches(clips, processor.feature_extractor, 2, 2)))
     moved = []
 
     class Teacher:
@@ -246,7 +248,7 @@ def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
             moved.append(device)
             return base_model
 
-    lesson = recovery._lesson(Teacher(), features)  # type: ignore[arg-type]
+    lesson = _lesson(Teacher(), features)  # type: ignore[arg-type]
     assert moved == ["cpu"] and lesson["states"].shape == (2, 300, 256)
     assert "runs on the CPU" in caplog.text
 
@@ -292,7 +294,7 @@ def test_nothing_to_train(base_model, processor, clips, tmp_path: Path) -> None:
 
 
 def test_audio_without_speech(lite, base_model, processor, tmp_path: Path, monkeypatch) -> None:
-    hum = [recovery.Clip(f"hum {i}", 0.1 * np.sin(np.arange(96_000) / 40).astype(np.float32)) for i in range(8)]
+    hum = [Clip(f"hum {i}", 0.1 * np.sin(np.arange(96_000) / 40).astype(np.float32)) for i in range(8)]
     with pytest.raises(InputError, match="hears no speech"):
         recover(
             lite, base_model, processor.feature_extractor, hum, 8, tmp_path, Recovery(steps=5, variants=1, noise=())
@@ -329,6 +331,6 @@ def test_convert_recovers(tmp_path: Path) -> None:
     command = ["--model", MODEL, "--dataset", AUDIO, "--num-samples", 4, "--ratio", 0.2, "--rank-multiple", 4]
     assert convert.main([str(word) for word in [*command, "--recover", 0.01, "--output", tmp_path / "lite"]]) == 0
     said = json.loads((tmp_path / "lite/compression.json").read_text())
-    assert said["recovery"]["steps"] == recovery.EVALUATIONS
+    assert said["recovery"]["steps"] == EVALUATIONS
     assert "trained for 5 steps" in (tmp_path / "lite/README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["lite"]
