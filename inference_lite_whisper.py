@@ -28,10 +28,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     library behind `F.linear` where the processor is not one of Intel's. Its operation has no gradient.
 
     Args:
-        x (`torch.Tensor` of shape `(..., in_features)`): What is multiplied.
-        weight (`torch.Tensor` of shape `(in_features, out_features)`): By what.
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): What is added.
-        gelu (`bool`, *optional*, defaults to `False`): Whether GELU follows.
+        x (`torch.Tensor` of shape `(..., in_features)`): what is multiplied.
+        weight (`torch.Tensor` of shape `(in_features, out_features)`): by what.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): what is added.
+        gelu (`bool`, *optional*, defaults to `False`): whether GELU follows.
 
     Returns:
         `torch.Tensor` of shape `(..., out_features)`.

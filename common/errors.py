@@ -16,8 +16,8 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message names it, says what was expected and what to do.
 
     Args:
-        message (`str`): The whole of it, which `str(error)` gives back.
-        setting (`str`, *optional*): Name of the setting that mends it, such as `"output"`. The command line names its
+        message (`str`): the whole of it, which `str(error)` gives back.
+        setting (`str`, *optional*): name of the setting that mends it, such as `"output"`. The command line names its
             option; the two are named alike: `"batch_size"` is `--batch-size`.
     """
 
