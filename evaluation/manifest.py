@@ -20,7 +20,7 @@ class Utterance:
     index : int, the place in the dataset
     audio_filepath : str, the name of the clip
     duration : float, seconds of audio
-    time, encoder_time, decoder_time : float, seconds that it took; of a batch, the share by duration
+    time, encoder_time, decoder_time : float, seconds that it took; of a batch, the fraction by duration
     text, pred_text : str, reference and prediction, normalised
     reference, prediction : str, the same as they were given
     """

@@ -1,6 +1,5 @@
 """What compression may break without an error rate telling: timestamps, silence, languages, translation."""
 
-import argparse
 import difflib
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,13 +13,19 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipe
 
 from ..audio import SAMPLING_RATE, AudioDataset, Clip
 from ..audio.windows import batches_by_length
+from ..common.processes import available_device
 from ..models.folders import load_model
+from .comparison import EvaluationSettings
 from .decoding import Decoding, transcribe_batch
 from .word_error_rate import error_rates, text_normalizer
 
 CLIPS = 50  # of each set
 WINDOWS = 8  # of each kind of sound without speech
 AMPLITUDE = 0.05
+
+
+Row = dict[str, float | int | None]
+"""How a model differs from its base, by figure; None where there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +136,16 @@ def shifts(found: Sequence[Sequence[Piece]], base: Sequence[Sequence[Piece]]) ->
     return np.array(apart)
 
 
-def compare(found: Observation, base: Observation) -> dict[str, float | int | None]:
+def compare(found: Observation, base: Observation) -> Row:
     """
     How a model differs from its base.
 
     Returns:
         Shifts of the boundaries of words and segments in seconds, median and 95th percentile; words written for each
-        kind of sound without speech; share of clips in per cent whose language is another, and word error rate in per
+        kind of sound without speech; percentage of clips whose language is another, and word error rate in per
         cent of the translations against the base model's. None where there is nothing to compare.
     """
-    row: dict[str, float | int | None] = {}
+    row: Row = {}
     for kind, ours, theirs in (("word", found.words, base.words), ("segment", found.segments, base.segments)):
         apart = shifts(ours, theirs) if ours is not None and theirs is not None else np.array([])
         for name, percentile in (("median", 50), ("p95", 95)):
@@ -155,34 +160,17 @@ def compare(found: Observation, base: Observation) -> dict[str, float | int | No
     return row
 
 
-def robustness(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+def robustness(settings: EvaluationSettings) -> dict[str, Row]:
     """Every model against the first one on the first clips of each set, by name."""
-    clips = [clip for source in arguments.dataset for clip in itertools.islice(AudioDataset([source]), CLIPS)]
+    clips = [clip for source in settings.dataset for clip in itertools.islice(AudioDataset([source]), CLIPS)]
     rows = {}
     base = None
-    for model_name, name in zip(arguments.models, names, strict=True):
+    for model_name, name in zip(settings.models, settings.names, strict=True):
         model, processor = load_model(model_name)
-        model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))  # type: ignore[call-arg]
-        normalize = text_normalizer(arguments.normalizer, processor.tokenizer)
-        found = observe(model.eval(), processor, clips, normalize, arguments.batch_size)
+        device = available_device(settings.device)
+        model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
+        normalize = text_normalizer(settings.normalizer, processor.tokenizer)
+        found = observe(model.eval(), processor, clips, normalize, settings.batch_size)
         base = base or found
         rows[name] = compare(found, base)
     return rows
-
-
-def print_robustness(rows: dict[str, dict[str, float | int | None]]) -> None:
-    """Prints a column for each model."""
-    width = max(map(len, rows)) + 2
-    first = next(iter(rows))
-    print(f"\nrobustness, against {first}\n{'':22}" + "".join(f"{name:>{width}}" for name in rows))
-    for key in rows[first]:
-        values = (row[key] for row in rows.values())
-        cells = (
-            "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value) for value in values
-        )
-        print(f"{key:22}" + "".join(f"{cell:>{width}}" for cell in cells))
-    print("shifts in seconds; words in all windows of a kind together; other_language and translation_wer in per cent")
-
-
-def _cell(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -18,14 +18,14 @@ def threshold_ranks(
 ) -> Ranks:
     """
     The published recipe (LiteASR, Kamahori et al., EMNLP 2025): in every projection by itself the smallest rank that
-    holds more than a share of the variance.
+    holds more than a fraction of the variance.
 
     A projection stays dense where no such rank is left or the pair would be larger than the layer it replaces, which
     is the paper's "rank above d/2 for attention, above 0.8 d for the MLP".
 
     Args:
         spectra (`EncoderSpectra`): of every projection.
-        thresholds (`tuple[float, float]`): the shares for attention (q, k, v, out) and for the MLP (fc1, fc2).
+        thresholds (`tuple[float, float]`): the fractions for attention (q, k, v, out) and for the MLP (fc1, fc2).
         multiple (`int`): ranks are multiples of it.
 
     Raises:
@@ -41,7 +41,7 @@ def threshold_ranks(
         for projection, spectrum in of_layer.items():
             threshold = thresholds[projection in ("fc1", "fc2")]
             candidates = range(multiple, len(spectrum.eigenvalues) + 1, multiple)
-            rank = next((rank for rank in candidates if spectrum.share(rank) > threshold), None)
+            rank = next((rank for rank in candidates if spectrum.explained_variance(rank) > threshold), None)
             if rank is None or spectrum.parameters(rank) > spectrum.dense_parameters:
                 continue
             if rank >= spectrum.frames:

@@ -96,7 +96,7 @@ def collect_moments(
 
     Second moments are enough, since cov(Wx) = W cov(x) W^T; they are kept for the narrow side of each projection.
     Memory: four d x d matrices in float64 per encoder layer, whatever the amount of audio (1.7 GB for large-v3), on the
-    model's device. Of several processes each gives its share of the batches, and all get the moments of all audio.
+    model's device. Of several processes each computes its shard of the batches, and all get the moments of all audio.
 
     Args:
         model (`WhisperForConditionalGeneration`): the model to calibrate, on any device and in any dtype.

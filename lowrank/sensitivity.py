@@ -53,7 +53,7 @@ def collect_sensitivities(
     Time: two forward passes of the encoder, the greedy transcripts, and for every draw about as much as two forward
     passes. Memory: six d x d matrices in float64 per layer (2.5 GB for large-v3) and, for each window of a batch, the
     inputs of all encoder layers, the activations of one of them and those of the decoder (together 1.6 GB). Of several
-    processes each gives its `share` of the batches, and all get the sensitivities of all audio.
+    processes each computes its shard of the batches, and all get the sensitivities of all audio.
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.

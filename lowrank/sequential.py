@@ -48,7 +48,7 @@ def refit(
     Time: about five forward passes of the encoder and, per layer, one linear system for each projection. Memory: the
     hidden states of both models, 15 MB a window for large-v3, on disk where they exceed 4 GB, and for one projection at
     a time the joint covariance of inputs and targets (328 MB in float64 for fc2 of large-v3). Of several processes each
-    gives its share of the batches and solves its share of the systems of a layer, and all get the whole model.
+    computes its shard of the batches and solves its shard of the systems of a layer, and all get the whole model.
 
     Args:
         model (`WhisperForConditionalGeneration`): the base model; it is not changed.

@@ -47,8 +47,8 @@ class Spectrum:
         """Parameters of a low-rank pair in its place."""
         return rank * (self.in_features + self.out_features) + self.out_features
 
-    def share(self, rank: int) -> float:
-        """The share of the output's variance that `rank` directions hold; 1 where there is no variance."""
+    def explained_variance(self, rank: int) -> float:
+        """The fraction of the output's variance that `rank` directions hold; 1 where there is no variance."""
         total = self.eigenvalues.sum()
         return float(self.eigenvalues[:rank].sum() / total) if total > 0 else 1.0
 

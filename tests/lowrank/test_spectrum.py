@@ -87,10 +87,10 @@ def test_real_activations(base_model, calibration_batches, moments) -> None:
 
 def test_share_and_parameters() -> None:
     spectrum = Spectrum(torch.tensor([6.0, 3.0, 1.0]), in_features=3, out_features=12, has_bias=False, frames=100)
-    assert spectrum.share(2) == pytest.approx(0.9)
+    assert spectrum.explained_variance(2) == pytest.approx(0.9)
     assert spectrum.dense_parameters == 36
     assert spectrum.parameters(2) == 3 * 2 + 2 * 12 + 12
-    assert Spectrum(torch.zeros(3), 3, 3, True, 100).share(1) == 1.0
+    assert Spectrum(torch.zeros(3), 3, 3, True, 100).explained_variance(1) == 1.0
 
 
 def test_moments_do_not_cancel_far_from_zero() -> None:
