@@ -1,5 +1,18 @@
 from setuptools import setup
 
+FLOORS = (
+    "audio",
+    "cli",
+    "common",
+    "conversion",
+    "evaluation",
+    "lowrank",
+    "models",
+    "publishing",
+    "training",
+    "transcription",
+)
+
 setup(
     name="lite-whisper",
     version="0.1.0",
@@ -7,21 +20,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # The root is the package: its configuration and modeling files also travel alone, into every published model.
-    package_dir={"lite_whisper": "."},
-    packages=[
-        "lite_whisper",
-        "lite_whisper.audio",
-        "lite_whisper.common",
-        "lite_whisper.conversion",
-        "lite_whisper.evaluation",
-        "lite_whisper.lowrank",
-        "lite_whisper.models",
-        "lite_whisper.publishing",
-        "lite_whisper.training",
-        "lite_whisper.transcription",
-    ],
+    package_dir={"lite_whisper": ".", "": "cli"},
+    packages=["lite_whisper", *(f"lite_whisper.{floor}" for floor in FLOORS)],
     package_data={"lite_whisper.publishing": ["card_template.md"]},
-    entry_points={"console_scripts": ["lite-whisper=lite_whisper.cli:main"]},
+    py_modules=["lite_whisper_commands"],  # the console script, which does not wait for the package
+    entry_points={"console_scripts": ["lite-whisper=lite_whisper_commands:main"]},
     install_requires=[
         "accelerate",
         "datasets",
@@ -37,12 +40,14 @@ setup(
         "soxr",
         "torch>=2.4",
         "tqdm",
-        "transformers>=5.0",
+        "transformers>=5,<6",
     ],
     extras_require={
         "ray": ["ray[data]"],
+        "docs": ["mkdocs-material"],
         "test": [
             "hypothesis",
+            "import-linter",
             "jsonschema",
             "mypy",
             "peft>=0.18",
@@ -50,7 +55,6 @@ setup(
             "pytest-xdist",
             "ray[data]",
             "ruff",
-            "torchao",
         ],
     },
 )

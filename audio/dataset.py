@@ -96,7 +96,8 @@ class AudioDataset:
                 f"none of the {len(self.skipped)} clips in {self._names} could be read, "
                 f"the first being {self.skipped[0]}; give wav, flac, ogg or mp3 files"
                 if self.skipped
-                else f"{self._names} holds no clips; name a dataset with audio"
+                else f"{self._names} holds no clips; name a dataset with audio",
+                setting="dataset",
             )
 
 

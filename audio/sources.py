@@ -39,7 +39,7 @@ def _source_parts(source: str, seed: int | None, find_text: _FindText) -> list[_
     path = Path(source)
     if not path.exists():
         if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES:
-            raise InputError(f"there is no file or folder {source}; check the path given to --dataset")
+            raise InputError(f"there is no file or folder {source}; check the path", setting="dataset")
         return _hub_parts(source, seed, find_text)
     entries = _folder_entries(path, find_text) if path.is_dir() else [_file_entry(path, find_text({}, str(path)))]
     if seed is not None:
@@ -59,7 +59,9 @@ def _folder_entries(folder: Path, find_text: _FindText) -> list[Entry]:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         entries = [_file_entry(path, find_text({}, str(folder))) for path in files]
     if not entries:
-        raise InputError(f"{folder} holds no audio; expected {', '.join(AUDIO_SUFFIXES)} files, or metadata.csv")
+        raise InputError(
+            f"{folder} holds no audio; expected {', '.join(AUDIO_SUFFIXES)} files, or metadata.csv", setting="dataset"
+        )
     return entries
 
 
@@ -87,7 +89,8 @@ def _transcript(row: dict[str, Any], source: str, column: str | None, needed: bo
         found = f"its columns are {', '.join(row)}" if row else "it has no metadata.csv"
         raise InputError(
             f"{source} has no transcripts in {' or '.join(columns)}: {found}; "
-            "name the column with --text-column, or another dataset"
+            "name the column that holds them, or another dataset",
+            setting="text_column",
         )
     return text
 
@@ -110,12 +113,13 @@ def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Par
     except (ValueError, OSError) as error:
         raise InputError(
             f"cannot open {source}: it is no file or folder here, and as a Hub dataset: {error} "
-            "Give a path, or org/name:config:split"
+            "Give a path, or org/name:config:split",
+            setting="dataset",
         ) from error
     features = stream.features or stream._resolve_features().features or {}
     column = next((column for column, feature in features.items() if isinstance(feature, datasets.Audio)), None)
     if column is None:
-        raise InputError(f"{source} has no audio column; its columns are {', '.join(features)}")
+        raise InputError(f"{source} has no audio column; its columns are {', '.join(features)}", setting="dataset")
     stream = stream.cast_column(column, _StoredAudio(decode=False))
 
     def entries(rows: datasets.IterableDataset, start: int) -> Iterator[Entry]:

@@ -63,7 +63,10 @@ def feature_batches(
     if silent:
         logger.warning("left out %d silent windows", silent)
     if not used:
-        raise InputError("the calibration audio is silent (below -80 dB); check the recordings or name another dataset")
+        raise InputError(
+            "the calibration audio is silent (below -80 dB); check the recordings or name another dataset",
+            setting="dataset",
+        )
 
 
 def windows_of(clips: Iterable[Clip], length: int) -> Iterator[Clip]:

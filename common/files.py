@@ -120,7 +120,7 @@ def check_writable(path: Path) -> None:
     """Raises `InputError` where nothing can be written to `path` because of the folder above."""
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"nothing can be written below {parent}; choose another --output")
+        raise InputError(f"nothing can be written below {parent}; choose another output", setting="output")
 
 
 def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.json") -> None:
@@ -136,9 +136,9 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not (path / known_by).exists():
-        raise InputError(f"{path} exists and is not a folder with {known_by}; choose another --output")
+        raise InputError(f"{path} exists and is not a folder with {known_by}; choose another output", setting="output")
     if not overwrite:
-        raise InputError(f"{path} exists; choose another --output, or replace it with --overwrite")
+        raise InputError(f"{path} exists; choose another output, or have it replaced", setting="overwrite")
 
 
 def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
@@ -150,7 +150,7 @@ def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise InputError(
             f"{path} was made from something else: {'; '.join(differences[:MOST])}{more}. "
-            "Give the same options, or another file or output, or remove it to begin anew"
+            "Give the same settings, or another file or output, or remove it to begin anew"
         )
 
 

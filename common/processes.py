@@ -15,16 +15,22 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # one may work long while others wait; of those that died the launcher knows
 
 
-def join(device: str) -> str:
+def available_device(device: str | None) -> str:
+    """The device that was asked for, or else cuda where there is a GPU."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def join(device: str | None) -> str:
     """
-    Makes the processes known to each other; before anything is shared.
+    Makes the processes known to each other; before anything is sharded.
 
     Args:
-        device (`str`): that was asked for; of several processes on GPUs each has its own.
+        device (`str`, *optional*): that was asked for; of several processes on GPUs each has its own.
 
     Returns:
         The device of this process.
     """
+    device = available_device(device)
     state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
     if not state.is_main_process:
         logging.disable(logging.WARNING)  # what all have to say is said once

@@ -1,1 +1,6 @@
 """From a stock Whisper to a compressed one: calibrate, compress, recover, measure, save."""
+
+from .convert import Conversion, convert
+from .settings import ConversionSettings
+
+__all__ = ["Conversion", "ConversionSettings", "convert"]

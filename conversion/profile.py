@@ -1,24 +1,17 @@
-"""The command `lite-whisper profile`: what the encoder of a Whisper and low-rank pairs in it take on this machine."""
+"""What the encoder of a Whisper and low-rank pairs in it take on this machine."""
 
-import argparse
-import logging
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import WhisperConfig
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-from ..arguments import device_name, positive
-from ..common.errors import InputError, exit_code
+from ..common.errors import InputError
 from ..common.files import temporary_name
+from ..common.plots import saved_figure
+from ..common.processes import available_device
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig, projection_shape
 from ..inference_lite_whisper import product_seconds
 from ..lowrank.time_cost import DENSE, TimeTable
@@ -81,54 +74,46 @@ def measure_time_table(config: WhisperConfig, batch_size: int, device: str, dtyp
     return TimeTable(machine, stock, max(0.0, round(optimized - projections, 3)), products)
 
 
-def plot_times(table: TimeTable, path: Path) -> None:
+def _plot_times(table: TimeTable, path: Path) -> None:
     """Draws the time of the products of each size against the rank, and the level of the dense product."""
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for index, ((inputs, outputs), times) in enumerate(table.products.items()):
-        ranks = sorted(rank for rank in times if isinstance(rank, int))
-        color = f"C{index}"
-        axes.plot(ranks, [times[rank] / 1e3 for rank in ranks], marker="o", color=color, label=f"{inputs} → {outputs}")
-        axes.axhline(times[DENSE] / 1e3, color=color, linestyle=":")
-    axes.set(xlabel="rank (dotted: dense)", ylabel="milliseconds per window", xlim=(0, None), ylim=(0, None))
-    axes.legend()
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
+    with saved_figure(path) as (_, axes):
+        for index, ((inputs, outputs), times) in enumerate(table.products.items()):
+            ranks = sorted(rank for rank in times if isinstance(rank, int))
+            color = f"C{index}"
+            axes.plot(
+                ranks, [times[rank] / 1e3 for rank in ranks], marker="o", color=color, label=f"{inputs} → {outputs}"
+            )
+            axes.axhline(times[DENSE] / 1e3, color=color, linestyle=":")
+        axes.set(xlabel="rank (dotted: dense)", ylabel="milliseconds per window", xlim=(0, None), ylim=(0, None))
+        axes.legend()
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Measures, writes table and plot, and prints the table."""
-    if arguments.output.is_dir():
-        raise InputError(f"{arguments.output} is a folder; give the name of a JSON file")
-    files, _ = base_model_files(arguments.model)
+def profile(
+    model: str, output: Path, batch_size: int = 1, device: str | None = None, dtype: str = "float32"
+) -> tuple[TimeTable, Path]:
+    """
+    Measures a Whisper on this machine and writes the table, and a plot of it beside.
+
+    Args:
+        model (`str`): Hub id or folder of the Whisper that will be compressed.
+        output (`Path`): the JSON file to write.
+        batch_size (`int`): windows that will run at once.
+        device (`str`, *optional*): to run on; cuda where there is a GPU by default.
+        dtype (`str`): to compute in.
+
+    Returns:
+        The table, and the path of the plot.
+
+    Raises:
+        InputError: the output is a folder, or there is no such model.
+    """
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; give the name of a JSON file", setting="output")
+    files, _ = base_model_files(model)
     config = WhisperConfig.from_pretrained(files)
-    table = measure_time_table(config, arguments.batch_size, arguments.device, getattr(torch, arguments.dtype))
-    table.save(arguments.output)
-    image = arguments.output.with_suffix(".png")
+    table = measure_time_table(config, batch_size, available_device(device), getattr(torch, dtype))
+    table.save(output)
+    image = output.with_suffix(".png")
     with temporary_name(image) as temporary:
-        plot_times(table, temporary)
-    print(", ".join(f"{name} {value}" for name, value in table.machine.items()))
-    print(f"encoder of stock Whisper {table.stock / 1e3:.2f} ms per window, without its projections ", end="")
-    print(f"{table.rest / 1e3:.2f} ms in the inference mode")
-    for (inputs, outputs), times in table.products.items():
-        print(f"\n{inputs} -> {outputs}")
-        for rank, time in times.items():
-            print(f"{rank:>8}{time / 1e3:12.3f} ms{time / times[DENSE]:9.1%}")
-    print(f"\nwritten to {arguments.output} and {image}")
-
-
-def main(argv: Sequence[str] | None = None, program: str = "lite-whisper profile") -> int:
-    """Runs `lite-whisper profile`; returns the exit code."""
-    logging.basicConfig(format="%(message)s")
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Measure what the encoder of a Whisper takes on this machine, dense and at several ranks, for "
-        "lite-whisper convert --target-speedup. Run it where the compressed model will run.",
-    )
-    parser.add_argument("model", help="Hub id or folder of the Whisper that will be compressed")
-    parser.add_argument("--output", type=Path, default=Path("profile.json"), help="the table (default profile.json)")
-    parser.add_argument("--batch-size", type=positive, default=1, help="windows that will run at once (default 1)")
-    parser.add_argument("--device", type=device_name, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    arguments = parser.parse_args(argv)
-    with logging_redirect_tqdm():
-        return exit_code(lambda: run(arguments))
+        _plot_times(table, temporary)
+    return table, image

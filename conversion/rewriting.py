@@ -6,27 +6,29 @@ from ..common.errors import InputError
 from ..models.compression_json import public_name
 from ..models.folders import base_model_files, load_compressed_model
 from ..models.published import PUBLISHED_NAME
-from .saving import base_card, save_model_folder
+from .saving import base_card, check_output, save_model_folder
 
 
-def merge(name: str, output: Path) -> None:
+def merge(name: str, output: Path, overwrite: bool = False) -> None:
     """
     Multiplies the pairs of a LiteWhisper out and writes it as a complete stock Whisper.
 
     Args:
         name (`str`): Hub id or folder of the LiteWhisper.
         output (`Path`): the folder to write.
+        overwrite (`bool`): whether a model folder that exists is replaced.
 
     Raises:
         InputError: it is not compressed, or has no processor.
     """
+    check_output(output, name, overwrite)
     model, folder = load_compressed_model(name)
     if not (folder / "tokenizer_config.json").exists():
-        raise InputError(f"{name} has no processor; complete it first with --upgrade")
+        raise InputError(f"{name} has no processor; complete it first", setting="upgrade")
     save_model_folder(model.to_whisper(), folder, output)
 
 
-def upgrade(name: str, base_name: str | None, output: Path) -> None:
+def upgrade(name: str, base_name: str | None, output: Path, overwrite: bool = False) -> None:
     """
     Completes a published checkpoint: processor, full generation settings, all Auto classes, tied weights.
 
@@ -34,14 +36,16 @@ def upgrade(name: str, base_name: str | None, output: Path) -> None:
         name (`str`): Hub id or folder of the checkpoint.
         base_name (`str`, *optional*): the Whisper that it was made from; a published name tells it.
         output (`Path`): the folder to write.
+        overwrite (`bool`): whether a model folder that exists is replaced.
 
     Raises:
         InputError: it is not compressed, or its base is unknown or of other sizes.
     """
+    check_output(output, name, overwrite)
     if base_name is None:
         published = PUBLISHED_NAME.fullmatch(Path(name).name)
         if published is None:
-            raise InputError(f"{name} does not tell which Whisper it was made from; name it with --base-model")
+            raise InputError(f"{name} does not tell which Whisper it was made from; name it", setting="base_model")
         base_name = f"openai/whisper-{published[1]}"
     model, _ = load_compressed_model(name)
     files, base_config = base_model_files(base_name)
@@ -49,7 +53,8 @@ def upgrade(name: str, base_name: str | None, output: Path) -> None:
         if base_config.get(size) != getattr(model.config, size):
             raise InputError(
                 f"{name} was not made from {base_name}: {size} is {getattr(model.config, size)} in the one and "
-                f"{base_config.get(size)} in the other; name its base with --base-model"
+                f"{base_config.get(size)} in the other; name its base",
+                setting="base_model",
             )
     report = {
         "base_model": public_name(base_name),

@@ -4,16 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from huggingface_hub import metadata_load
-from transformers import WhisperForConditionalGeneration
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot
-from transformers import WhisperConfig
+from huggingface_hub import metadata_load
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from ..common.files import temporary_name
+from ..common.errors import InputError
+from ..common.files import check_output_folder, temporary_name
+from ..common.plots import saved_figure
 from ..configuration_lite_whisper import PROJECTIONS
 from ..lowrank.allocation import Ranks
 from ..models.compression_json import write_compression
@@ -26,6 +23,24 @@ def base_card(files: Path) -> dict[str, Any]:
     card = files / CARD
     metadata = (metadata_load(card) if card.exists() else None) or {}
     return {name: metadata[name] for name in ("license", "language") if name in metadata}
+
+
+def check_output(output: Path, source: str, overwrite: bool = False, known_by: str = "config.json") -> None:
+    """
+    Makes sure, before any work is done, that a folder can be written.
+
+    Args:
+        output (`Path`): the folder.
+        source (`str`): the model that it is made from.
+        overwrite (`bool`): whether a folder that exists may be replaced.
+        known_by (`str`): a file that every folder of its kind holds; others are not replaced.
+
+    Raises:
+        InputError: it exists, cannot be written, or is the source itself.
+    """
+    check_output_folder(output, overwrite, known_by)
+    if output.resolve() == Path(source).resolve():
+        raise InputError(f"the output is {source} itself; choose another folder", setting="output")
 
 
 def save_model_folder(
@@ -51,22 +66,20 @@ def save_model_folder(
             write_compression(temporary, report)
             write_card(temporary, path.name)
         if ranks := getattr(model.config, "low_rank_config", None):
-            plot_ranks(ranks, model.config, temporary / "ranks.png")
+            _plot_ranks(ranks, model.config, temporary / "ranks.png")
 
 
-def plot_ranks(ranks: Ranks, config: WhisperConfig, path: Path) -> None:
+def _plot_ranks(ranks: Ranks, config: WhisperConfig, path: Path) -> None:
     """Draws the rank of every encoder projection, layers from left to right; what stays dense is left blank."""
     table = np.array([[of_layer.get(projection, np.nan) for of_layer in ranks] for projection in PROJECTIONS])
-    figure, axes = pyplot.subplots(figsize=(3 + 0.45 * len(ranks), 3.2), layout="constrained")
-    image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=config.d_model)
-    for (row, layer), rank in np.ndenumerate(table):
-        label, color = ("dense", "black") if np.isnan(rank) else (f"{rank:.0f}", "white")
-        if rank > 0.6 * config.d_model:
-            color = "black"
-        axes.text(layer, row, label, ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks(range(len(ranks)))
-    axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
-    axes.set(xlabel="encoder layer", title="Rank of every encoder projection")
-    figure.colorbar(image, label=f"rank (full: {config.d_model})")
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
+    with saved_figure(path, 3 + 0.45 * len(ranks), 3.2) as (figure, axes):
+        image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=config.d_model)
+        for (row, layer), rank in np.ndenumerate(table):
+            label, color = ("dense", "black") if np.isnan(rank) else (f"{rank:.0f}", "white")
+            if rank > 0.6 * config.d_model:
+                color = "black"
+            axes.text(layer, row, label, ha="center", va="center", fontsize=7, color=color)
+        axes.set_xticks(range(len(ranks)))
+        axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
+        axes.set(xlabel="encoder layer", title="Rank of every encoder projection")
+        figure.colorbar(image, label=f"rank (full: {config.d_model})")

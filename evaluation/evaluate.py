@@ -72,7 +72,8 @@ def evaluate(
                 if done.get(index, entry.name) != entry.name:
                     raise InputError(
                         f"{path} holds {done[index]} in the place of {entry.name}: the clips are not those of the "
-                        "interrupted run; give the same, or another --output, or remove the file to begin anew"
+                        "interrupted run; give the same, or another output, or remove the file to begin anew",
+                        setting="output",
                     )
             if all(index in done for index, _ in scored):
                 continue

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot
 
+from ..common.plots import saved_figure
 from ..models.published import PUBLISHED
 
 
@@ -22,17 +19,15 @@ def plot_error_by_set(results: Sequence[Any], path: Path) -> None:
         path (`Path`): of the image.
     """
     models, sets = (list(dict.fromkeys(getattr(r, name) for r in results)) for name in ("model", "dataset"))
-    figure, axes = pyplot.subplots(figsize=(4 + 0.4 * len(models) * len(sets), 4), layout="constrained")
-    for place, model in enumerate(models):
-        rates = {r.dataset: r.wer for r in results if r.model == model}
-        at = [index + (place + 0.5) / (len(models) + 1) for index, name in enumerate(sets) if name in rates]
-        axes.bar(at, [rates[name] for name in sets if name in rates], 1 / (len(models) + 1), label=model)
-    axes.set_xticks([index + 0.5 - 0.5 / (len(models) + 1) for index in range(len(sets))])
-    axes.set_xticklabels([name.removeprefix("hf-audio/esb-datasets-test-only-sorted:") for name in sets])
-    axes.set_ylabel("word error rate (%)")
-    axes.legend()
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
+    with saved_figure(path, 4 + 0.4 * len(models) * len(sets), 4) as (_, axes):
+        for place, model in enumerate(models):
+            rates = {r.dataset: r.wer for r in results if r.model == model}
+            at = [index + (place + 0.5) / (len(models) + 1) for index, name in enumerate(sets) if name in rates]
+            axes.bar(at, [rates[name] for name in sets if name in rates], 1 / (len(models) + 1), label=model)
+        axes.set_xticks([index + 0.5 - 0.5 / (len(models) + 1) for index in range(len(sets))])
+        axes.set_xticklabels([name.removeprefix("hf-audio/esb-datasets-test-only-sorted:") for name in sets])
+        axes.set_ylabel("word error rate (%)")
+        axes.legend()
 
 
 def plot_error_by_size(results: Sequence[Any], sizes: dict[str, int], bases: set[str], path: Path) -> None:
@@ -45,14 +40,13 @@ def plot_error_by_size(results: Sequence[Any], sizes: dict[str, int], bases: set
         bases (`set[str]`): names of the base models; the published checkpoints of these are drawn for reference.
         path (`Path`): of the image.
     """
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for model, size in sizes.items():
-        rate = np.mean([r.wer for r in results if r.model == model])
-        axes.plot(size / 1e6, rate, marker="o", linestyle="", label=model)
-    for base in sorted(bases & PUBLISHED.keys()):
-        points = np.array([*PUBLISHED[base].values()])
-        axes.plot(*points.T, marker="x", linestyle=":", color="gray", label=f"{base}, published (ESB, per utterance)")
-    axes.set(xlabel="encoder parameters (millions)", ylabel="word error rate (%), mean over sets", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
+    with saved_figure(path) as (_, axes):
+        for model, size in sizes.items():
+            rate = np.mean([r.wer for r in results if r.model == model])
+            axes.plot(size / 1e6, rate, marker="o", linestyle="", label=model)
+        for base in sorted(bases & PUBLISHED.keys()):
+            points = np.array([*PUBLISHED[base].values()])
+            label = f"{base}, published (ESB, per utterance)"
+            axes.plot(*points.T, marker="x", linestyle=":", color="gray", label=label)
+        axes.set(xlabel="encoder parameters (millions)", ylabel="word error rate (%), mean over sets", ylim=(0, None))
+        axes.legend()

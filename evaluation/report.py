@@ -99,25 +99,6 @@ def differences(evaluations: Sequence[Evaluation]) -> list[tuple[Result, Result,
     return found
 
 
-def print_report(evaluations: Sequence[Evaluation]) -> None:
-    """Prints the figures as a table, and the differences between models."""
-    width = max(len(e.result.model) for e in evaluations) + 2
-    sets = max(len(e.result.dataset) for e in evaluations) + 2
-    print(f"\n{'model':{width}}{'dataset':{sets}}{'WER %':>8}{'CER %':>8}{'sub':>7}{'del':>7}{'ins':>7}{'RTFx':>9}")
-    for evaluation in evaluations:
-        r = evaluation.result
-        print(
-            f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
-            f"{r.insertions:7}{r.rtfx:9.1f}"
-        )
-    for result, base, (points, low, high) in differences(evaluations):
-        verdict = "no clear difference" if low <= 0 <= high else "worse" if points > 0 else "better"
-        print(
-            f"{result.model} against {base.model} on {result.dataset}: {points:+.2f} points, "
-            f"95 % interval {low:+.2f} to {high:+.2f} ({verdict})"
-        )
-
-
 def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Writes the figures as a list with one object for each model and set."""
     with temporary_name(path) as temporary:

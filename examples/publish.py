@@ -6,10 +6,10 @@ from pathlib import Path
 import soundfile
 from transformers import pipeline
 
-from lite_whisper.publishing.hub import Destination, prepare, publish
+from lite_whisper.publishing.hub import Destination, prepare_upload, publish
 
 folder, name, file = sys.argv[1:]
-commit = publish(Path(folder), Destination(name), prepare(Path(folder), name))
+commit = publish(Path(folder), Destination(name), prepare_upload(Path(folder), name))
 
 audio, rate = soundfile.read(file)  # 16 kHz, mono
 recognizer = pipeline("automatic-speech-recognition", model=name, revision=commit.oid, trust_remote_code=True)

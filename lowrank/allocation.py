@@ -33,9 +33,11 @@ def threshold_ranks(
             rank needs.
     """
     if not all(0 < threshold < 1 for threshold in thresholds):
-        raise InputError(f"thresholds {thresholds} must lie between 0 and 1, for example 0.99:0.999")
+        raise InputError(
+            f"thresholds {thresholds} must lie between 0 and 1, for example 0.99:0.999", setting="thresholds"
+        )
     if multiple < 1:
-        raise InputError(f"rank multiple {multiple} must be at least 1")
+        raise InputError(f"rank multiple {multiple} must be at least 1", setting="rank_multiple")
     ranks: Ranks = [{} for _ in spectra]
     for layer, of_layer in enumerate(spectra):
         for projection, spectrum in of_layer.items():
@@ -47,7 +49,8 @@ def threshold_ranks(
             if rank >= spectrum.frames:
                 raise InputError(
                     f"rank {rank} of layer {layer} {projection} needs {rank + 1} frames of audio and there are "
-                    f"{spectrum.frames}; add audio for at least {rank + 1 - spectrum.frames} more frames"
+                    f"{spectrum.frames}; add audio for at least {rank + 1 - spectrum.frames} more frames",
+                    setting="num_samples",
                 )
             ranks[layer][projection] = rank
     return ranks
@@ -73,7 +76,11 @@ def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int
 
     low, high = 1e-9, 700.0
     if total_cost(spectra, ranks(high)) > budget:
-        raise InputError(f"no thresholds of the published recipe give {budget:,.0f} parameters; lower --rank-multiple")
+        raise InputError(
+            f"no thresholds of the published recipe give {budget:,.0f} parameters; let ranks be multiples of a smaller "
+            "number",
+            setting="rank_multiple",
+        )
     for _ in range(60):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if total_cost(spectra, ranks(middle)) <= budget else (middle, high)
@@ -144,7 +151,8 @@ def budget_ranks(
     if total > budget:
         raise InputError(
             f"the smallest ranks cost {total:,.0f} and the budget for the projections is {budget:,.0f}; "
-            "raise the budget or lower --rank-multiple"
+            "raise the budget, or let ranks be multiples of a smaller number",
+            setting="rank_multiple",
         )
     ended = set()
     # Edges of one hull come in its order, since they get less steep along it.

@@ -147,7 +147,7 @@ def collect_moments(
         model.train(training)
     moments = [{name: m.of_all_processes() for name, m in of_layer.items()} for of_layer in moments]
     if not moments[0]["q_proj"].count:
-        raise InputError("there is no calibration audio; name a dataset with audio")
+        raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
     return moments
 
 
@@ -166,7 +166,8 @@ def _check_finite(moments: EncoderMoments) -> None:
         layer, projection, _ = named[int(finite.int().argmin())]
         raise InputError(
             f"activations of encoder layer {layer} {projection} are NaN or infinite; "
-            "use --dtype float32, and check the model's weights if that does not help"
+            "compute in float32, and check the model's weights if that does not help",
+            setting="dtype",
         )
 
 

@@ -89,7 +89,7 @@ def collect_sensitivities(
                 ):
                     gradients = _add_layer(layer, given, gradients, totals)
                 if not all(gradient.isfinite().all() for gradient in gradients):
-                    raise InputError("gradients are NaN or infinite; use --dtype float32")
+                    raise InputError("gradients are NaN or infinite; compute in float32", setting="dtype")
                 languages.update(spoken)
                 progress.update(len(batch))
                 done = {
@@ -103,7 +103,7 @@ def collect_sensitivities(
         model.train(training)
     frames = int(all_reduce(torch.tensor(done["frames"], device=model.device)))
     if not frames:
-        raise InputError("there is no calibration audio; name a dataset with audio")
+        raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
     passes = frames * draws
     layers = [{name: all_reduce(total) / passes for name, total in of_layer.items()} for of_layer in sums]
     return Sensitivities(layers, Counter(language for part in all_gather([languages]) for language in part.elements()))

@@ -43,7 +43,8 @@ class TimeTable:
         if times is None:
             raise InputError(
                 f"the profile has no projection of {spectrum.in_features} inputs and {spectrum.out_features} outputs: "
-                "it is of another model; make one with lite-whisper profile for this model"
+                "it is of another model; make one with lite-whisper profile for this model",
+                setting="profile",
             )
         if rank is None:
             return times[DENSE]
@@ -65,7 +66,8 @@ class TimeTable:
         if budget <= 0:
             raise InputError(
                 f"a speed-up of {speedup:g} cannot be reached: attention and all else but the projections takes "
-                f"{self.rest / self.stock:.0%} of the time, so ask for less than {self.stock / self.rest:.2f}"
+                f"{self.rest / self.stock:.0%} of the time, so ask for less than {self.stock / self.rest:.2f}",
+                setting="target_speedup",
             )
         return budget
 
@@ -97,6 +99,8 @@ def load_time_table(path: Path) -> TimeTable:
         }
         return TimeTable(table["machine"], float(table["stock"]), float(table["rest"]), products)
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; lite-whisper profile --output {path} makes it") from error
+        raise InputError(
+            f"there is no file {path}; lite-whisper profile --output {path} makes it", setting="profile"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no table of times; lite-whisper profile makes one") from error
+        raise InputError(f"{path} is no table of times; lite-whisper profile makes one", setting="profile") from error

@@ -197,10 +197,24 @@ def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProce
     if not (folder / "tokenizer_config.json").exists():
         published = PUBLISHED_NAME.fullmatch(Path(name).name)
         if published is None:
-            raise InputError(f"{name} has no processor; complete it with convert.py --upgrade and --base-model")
+            raise InputError(
+                f"{name} has no processor; complete it: lite-whisper convert --upgrade {name} --base-model WHISPER "
+                "--output FOLDER"
+            )
         folder, _ = base_model_files(f"openai/whisper-{published[1]}")
         lite.generation_config = GenerationConfig.from_pretrained(folder)
     return lite, load_processor(folder)
+
+
+def check_language(language: str | None, model: WhisperForConditionalGeneration, name: str) -> None:
+    """
+    Makes sure that a model knows a language.
+
+    Raises:
+        InputError: it knows English only.
+    """
+    if language not in (None, "en") and not getattr(model.generation_config, "is_multilingual", False):
+        raise InputError(f"{name} knows English only, not {language}; take another model", setting="language")
 
 
 def load_processor(folder: Path) -> WhisperProcessor:

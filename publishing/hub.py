@@ -73,7 +73,7 @@ def check_destination(destination: Destination) -> None:
     if "/" not in destination.repo_id:
         raise InputError(f"{destination.repo_id} names no owner; give org/name, or your user name before the slash")
     if destination.create_pr and destination.revision:
-        raise InputError("a pull request goes to the main branch; leave --revision or --create-pr out")
+        raise InputError("a pull request goes to the main branch; name no other", setting="revision")
     with _explained("nothing has begun"):
         user = HfApi().whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -88,12 +88,13 @@ def files_to_upload(folder: Path) -> list[Path]:
         InputError: something is missing without which the model could not be loaded from there.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    processor = "save the processor there, or have lite-whisper convert --upgrade write a whole folder"
     needed = {
         "config.json": "a model folder",
         "*.safetensors": "weights in safetensors",
         "modeling_*.py": "the Python files; save the model with save_pretrained",
-        "tokenizer_config.json": "a tokenizer; save the processor there, or use convert.py --upgrade",
-        "*processor_config.json": "a feature extractor; save the processor there, or use convert.py --upgrade",
+        "tokenizer_config.json": f"a tokenizer; {processor}",
+        "*processor_config.json": f"a feature extractor; {processor}",
         "generation_config.json": "generation settings; save the model with save_pretrained",
     }
     for pattern, what in needed.items():
@@ -103,7 +104,7 @@ def files_to_upload(folder: Path) -> list[Path]:
     return [path for path in paths if not any(fnmatch(part, pattern) for part in path.parts for pattern in LEFT_OUT)]
 
 
-def prepare(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -> list[Path]:
+def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -> list[Path]:
     """
     Puts the figures of manifests and the card under its final name into a model folder.
 
@@ -138,7 +139,7 @@ def publish(folder: Path, destination: Destination, files: Sequence[Path]) -> Co
     Args:
         folder (`Path`): the model folder.
         destination (`Destination`): where it goes.
-        files (`Sequence[Path]`): from `prepare`.
+        files (`Sequence[Path]`): from `prepare_upload`.
 
     Returns:
         What huggingface_hub says of the commit: `oid`, `commit_url`, `pr_url`.
@@ -153,7 +154,9 @@ def publish(folder: Path, destination: Destination, files: Sequence[Path]) -> Co
     with _explained(f"{folder} is complete, so run this later: lite-whisper publish {folder} {repo_id}"):
         api.create_repo(repo_id, private=destination.private or None, exist_ok=True)
         if destination.private and not api.model_info(repo_id).private:
-            raise InputError(f"{repo_id} exists and is public; choose another name, or leave --private out")
+            raise InputError(
+                f"{repo_id} exists and is public; choose another name, or publish openly", setting="private"
+            )
         if destination.revision:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         new = {path.as_posix() for path in files}

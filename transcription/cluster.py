@@ -20,7 +20,9 @@ try:
     from ray.data.block import BlockMetadata
     from ray.exceptions import RayTaskError
 except ImportError as error:
-    raise InputError(f"--ray needs Ray ({error}); install it with pip install 'ray[data]'") from error
+    raise InputError(
+        f"a cluster needs Ray ({error}); install it with pip install 'ray[data]'", setting="ray"
+    ) from error
 
 Load = Callable[[str], Transcriber]  # on a device
 
@@ -63,7 +65,8 @@ def transcribe_on_cluster(load: Load, sources: Sequence[str], path: Path, on_gpu
         while isinstance(cause, RayTaskError):
             cause = cause.cause
         if isinstance(cause, (InputError, OSError)):
-            raise InputError(str(cause).splitlines()[0]) from error  # what follows is Ray's advice on itself
+            setting = getattr(cause, "setting", None)
+            raise InputError(str(cause).splitlines()[0], setting) from error  # what follows is Ray's advice on itself
         raise
     finally:
         ray.shutdown()
@@ -73,7 +76,7 @@ def _resources(on_gpus: bool | None) -> dict[str, Any]:
     """One actor for each GPU, or for each node and all of its processors."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if on_gpus and not gpus:
-        raise InputError("the cluster has no GPU; leave --device out, or start nodes that have one")
+        raise InputError("the cluster has no GPU; name no device, or start nodes that have one", setting="device")
     if gpus and on_gpus is not False:
         return {"compute": ActorPoolStrategy(size=gpus), "num_gpus": 1}
     processors = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

@@ -1,24 +1,29 @@
-"""The command `lite-whisper publish`."""
+"""The command `lite-whisper publish`, and how others publish what they have made."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import add_hub_arguments
-from ..common.errors import exit_code
 from ..models.folders import CARD
-from .card import EVALUATION
-from .hub import Destination, files_to_upload, prepare, publish
+from ..publishing.card import EVALUATION
+from ..publishing.hub import Destination, check_destination, files_to_upload, prepare_upload, publish
+from . import exit_codes
+from .options import add_hub
 
 
 def destination(arguments: argparse.Namespace, repo_id: str) -> Destination:
-    """Where the options of `add_hub_arguments` say that a model goes."""
+    """Where the options of `add_hub` say that a model goes."""
     return Destination(repo_id, arguments.private, arguments.revision, arguments.create_pr)
 
 
+def check_login(arguments: argparse.Namespace, repo_id: str) -> None:
+    """Makes sure, before long work, that the model can be published afterwards."""
+    if not arguments.dry_run:
+        check_destination(destination(arguments, repo_id))
+
+
 def publish_folder(arguments: argparse.Namespace, folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -> None:
-    """Publishes a model folder as the options of `add_hub_arguments` say, or lists its files."""
+    """Publishes a model folder as the options of `add_hub` say, or lists its files."""
     if arguments.dry_run:
         files = {*files_to_upload(folder), Path(CARD), *([Path(EVALUATION)] if manifests else [])}
         for file in sorted(files):
@@ -26,13 +31,12 @@ def publish_folder(arguments: argparse.Namespace, folder: Path, repo_id: str, ma
             print(f"{size}  {file}")
         print(f"would be uploaded to {repo_id}; nothing was")
         return
-    commit = publish(folder, destination(arguments, repo_id), prepare(folder, repo_id, manifests))
+    commit = publish(folder, destination(arguments, repo_id), prepare_upload(folder, repo_id, manifests))
     print(f"published as {commit.pr_url or commit.commit_url}")
 
 
 def main(argv: Sequence[str] | None = None, program: str = "lite-whisper publish") -> int:
     """Runs `lite-whisper publish`; returns the exit code."""
-    logging.basicConfig(format="%(message)s")
     parser = argparse.ArgumentParser(
         prog=program,
         description="Upload a model folder to the Hub, in one commit, with a card rendered from the data in it. "
@@ -50,6 +54,8 @@ def main(argv: Sequence[str] | None = None, program: str = "lite-whisper publish
         help="that lite-whisper evaluate has written, of this model and of those to compare it with: their figures go "
         "into the card",
     )
-    add_hub_arguments(parser)
+    add_hub(parser)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: publish_folder(arguments, arguments.folder, arguments.repo_id, arguments.manifests))
+    return exit_codes.run(
+        parser, lambda: publish_folder(arguments, arguments.folder, arguments.repo_id, arguments.manifests)
+    )

@@ -1,0 +1,61 @@
+"""How a command ends: what the user can mend in one line on stderr, anything else in a traceback."""
+
+import argparse
+import errno
+import logging
+import re
+import sys
+from collections.abc import Callable
+
+import torch
+from safetensors import SafetensorError
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..common.errors import InputError
+
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# By these torch is known to have failed to write a file, which it does not say by a type of its own.
+TORCH_WRITES = ("inline_container.cc", "PytorchStreamWriter", "unable to resize file")
+
+
+def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
+    """
+    Runs a command.
+
+    Args:
+        parser (`argparse.ArgumentParser`): the one of the command, by which its options are known.
+        command (`Callable`): what it does.
+
+    Returns:
+        `int`: the exit code.
+    """
+    logging.basicConfig(format="%(message)s")
+    try:
+        with logging_redirect_tqdm():
+            command()
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again, what was finished is not repeated", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory ({error}); lower --batch-size or use --device cpu", file=sys.stderr)
+        return 1
+    except InputError as error:
+        print(f"error: {explained(parser, error)}", file=sys.stderr)
+        return 1
+    except (OSError, SafetensorError, RuntimeError) as error:
+        of_torch = any(name in str(error) for name in TORCH_WRITES)
+        if isinstance(error, RuntimeError) and not of_torch:
+            raise
+        # safetensors gives the number in its text only.
+        full = any(code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK)
+        advice = "; free some space or choose another disk, nothing half-written was left" if full or of_torch else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def explained(parser: argparse.ArgumentParser, error: InputError) -> str:
+    """The message of an error, with the option that mends it where the command has it."""
+    option = f"--{(error.setting or '').replace('_', '-')}"
+    known = error.setting and re.search(rf"{option}\b", parser.format_help())
+    return f"{error} ({option})" if known else str(error)

@@ -1,0 +1,39 @@
+"""
+The console script `lite-whisper`.
+
+It is installed as a module of its own, beside the package: importing the package takes seconds, because that makes its
+classes known to transformers, and `lite-whisper --help` need not wait for them.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+COMMANDS = {
+    "convert": ("lite_whisper.convert", "compress a Whisper"),
+    "family": ("lite_whisper.cli.family", "make the three sizes of a Whisper from one calibration"),
+    "profile": ("lite_whisper.cli.profile", "measure what products of every rank take on this machine"),
+    "recover": ("lite_whisper.cli.recover", "train a compressed model to agree with the one before compression"),
+    "transcribe": ("lite_whisper.cli.transcribe", "transcribe recordings with any Whisper"),
+    "evaluate": ("lite_whisper.cli.evaluate", "measure and compare error rates and speed"),
+    "score": ("lite_whisper.cli.score", "compute the figures of an evaluation again"),
+    "publish": ("lite_whisper.cli.publish", "upload a model folder to the Hub"),
+}
+
+
+def load(command: str) -> Callable[[Sequence[str], str], int]:
+    """The `main` of a command, which takes its arguments and how the program is called, and returns the exit code."""
+    return importlib.import_module(COMMANDS[command][0]).main
+
+
+def main() -> int:
+    """Runs the command that the first argument names; returns the exit code."""
+    name, *rest = sys.argv[1:] or [""]
+    if name in COMMANDS:
+        return load(name)(rest, f"lite-whisper {name}")
+    asked = name in ("-h", "--help")
+    lines = [f"usage: lite-whisper {{{','.join(COMMANDS)}}} ...  (--help after a command explains it)"]
+    if asked:
+        lines += ["", *(f"  {command:12}{summary}" for command, (_, summary) in COMMANDS.items())]
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2

@@ -1,0 +1,47 @@
+"""The command `lite-whisper score`, and how `lite-whisper evaluate` reports."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..evaluation.report import Evaluation, differences, score, write_json, write_summary
+from . import exit_codes
+
+
+def report(manifests: Sequence[Path], json_file: Path | None) -> None:
+    """Prints what manifests say and writes tables and plots beside the first."""
+    evaluations = score(manifests)
+    print_report(evaluations)
+    folder = manifests[0].parent
+    write_summary(evaluations, folder)
+    if json_file:
+        write_json(evaluations, json_file)
+    print(f"\nwritten to {folder} (summary.csv, error_by_set.png, error_by_size.png, *.model-index.yml)")
+
+
+def print_report(evaluations: Sequence[Evaluation]) -> None:
+    """Prints the figures as a table, and the differences between models."""
+    width = max(len(e.result.model) for e in evaluations) + 2
+    sets = max(len(e.result.dataset) for e in evaluations) + 2
+    print(f"\n{'model':{width}}{'dataset':{sets}}{'WER %':>8}{'CER %':>8}{'sub':>7}{'del':>7}{'ins':>7}{'RTFx':>9}")
+    for evaluation in evaluations:
+        r = evaluation.result
+        print(
+            f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
+            f"{r.insertions:7}{r.rtfx:9.1f}"
+        )
+    for result, base, (points, low, high) in differences(evaluations):
+        verdict = "no clear difference" if low <= 0 <= high else "worse" if points > 0 else "better"
+        print(
+            f"{result.model} against {base.model} on {result.dataset}: {points:+.2f} points, "
+            f"95 % interval {low:+.2f} to {high:+.2f} ({verdict})"
+        )
+
+
+def main(argv: Sequence[str] | None = None, program: str = "lite-whisper score") -> int:
+    """Runs `lite-whisper score`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=program, description="Compute every figure again from manifests.")
+    parser.add_argument("manifests", nargs="+", type=Path, help="files that lite-whisper evaluate has written")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    arguments = parser.parse_args(argv)
+    return exit_codes.run(parser, lambda: report(arguments.manifests, arguments.json))

@@ -1,0 +1,157 @@
+"""Calibration: what a recipe needs to know of a model's encoder, from audio or from the file that keeps it."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from ..audio import AudioDataset, feature_batches
+from ..common.errors import InputError
+from ..common.files import check_same
+from ..common.processes import broadcast, is_main_process, num_processes, shard
+from ..common.tensor_files import Checkpoint
+from ..lowrank.moments import EncoderMoments, collect_moments
+from ..lowrank.sensitivity import Sensitivities, collect_sensitivities
+from ..lowrank.storage import load_moments, save_moments
+from .settings import ConversionSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    What calibration found, and in which audio.
+
+    Args:
+        moments (`EncoderMoments`): of the encoder's activations.
+        origin (`dict`): from what they were computed.
+        sensitivities (`Sensitivities`, *optional*): of the loss; the published recipe needs none.
+        batches (`list[torch.Tensor]`):
+            The log-mel features, each of shape `(batch, mel bins, mel frames)`; of several processes each has its
+            shard. The published recipe needs none.
+    """
+
+    moments: EncoderMoments
+    origin: dict[str, Any]
+    sensitivities: Sensitivities | None = None
+    batches: tuple[torch.Tensor, ...] = ()
+
+
+def calibration_settings(settings: ConversionSettings, weights: str) -> dict[str, Any]:
+    """What decides the outcome of a calibration: the encoder, by its fingerprint, and the settings."""
+    return {
+        "encoder_weights": weights,
+        "datasets": None if settings.dataset is None else list(settings.dataset),
+        "num_samples": settings.num_samples,
+        "noise": list(settings.noise or ()),
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+    }
+
+
+def calibrate(
+    settings: ConversionSettings,
+    model: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    weights: str,
+    work: Path,
+) -> Calibration:
+    """
+    What the recipe needs to know of the encoder; what is kept in a file is not computed again.
+
+    Args:
+        settings (`ConversionSettings`): which recipe, audio and file.
+        model (`WhisperForConditionalGeneration`): on the device and in the dtype to compute in.
+        extractor (`WhisperFeatureExtractor`): the model's own.
+        weights (`str`): the fingerprint of the encoder as it is stored.
+        work (`Path`): a folder for what an interrupted calibration goes on from.
+
+    Raises:
+        InputError: the audio or the file cannot be used, or the file was made from something else.
+    """
+    recipe = _calibrate_liteasr if settings.recipe == "liteasr" else _calibrate_loss_aware
+    return recipe(settings, model, extractor, calibration_settings(settings, weights), work)
+
+
+def _calibrate_liteasr(
+    settings: ConversionSettings,
+    model: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    wanted: dict[str, Any],
+    work: Path,
+) -> Calibration:
+    """The published recipe: moments alone, from a stream of the audio."""
+    kept = _load(settings.moments, wanted)
+    if kept:
+        return replace(kept, sensitivities=None)
+    audio, features = _features(settings, extractor)
+    windows = math.ceil(settings.num_samples / num_processes())
+    moments = collect_moments(model, features, windows, _checkpoint(settings, work, "moments", wanted))
+    found = Calibration(moments, _origin(wanted, moments, audio))
+    if settings.moments and is_main_process():
+        save_moments(found.moments, settings.moments, found.origin)
+    return found
+
+
+def _calibrate_loss_aware(
+    settings: ConversionSettings,
+    model: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    wanted: dict[str, Any],
+    work: Path,
+) -> Calibration:
+    """The default recipe: moments and sensitivities; the refit to come needs the features too."""
+    path = settings.moments or work / "moments.safetensors"
+    kept = _load(path, wanted)
+    audio, features = _features(settings, extractor)
+    batches = tuple(features)
+    windows = sum(map(len, batches))
+    if kept is None:
+        moments = collect_moments(model, batches, windows, _checkpoint(settings, work, "moments", wanted))
+        kept = Calibration(moments, _origin(wanted, moments, audio))
+    if kept.sensitivities is None:
+        checkpoint = _checkpoint(settings, work, "sensitivities", wanted)
+        sensitivities = collect_sensitivities(model, batches, settings.seed, windows, checkpoint=checkpoint)
+        kept = replace(kept, sensitivities=sensitivities)
+        if is_main_process():
+            save_moments(kept.moments, path, kept.origin, kept.sensitivities)
+    return replace(kept, batches=batches)
+
+
+def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:
+    """What the file keeps, where there is one; it must have been made as is wanted, in whichever audio if unnamed."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to keep the calibration in", setting="moments")
+    if not broadcast(path.exists()):
+        return None
+    moments, sensitivities, origin = load_moments(path)
+    unnamed = wanted["datasets"] is None
+    check_same(origin, {"encoder_weights": wanted["encoder_weights"]} if unnamed else wanted, path)
+    return Calibration(moments, origin, sensitivities)
+
+
+def _features(
+    settings: ConversionSettings, extractor: WhisperFeatureExtractor
+) -> tuple[AudioDataset, Iterator[torch.Tensor]]:
+    assert settings.dataset is not None and settings.noise is not None
+    audio = AudioDataset(settings.dataset, seed=settings.seed)
+    size, count = settings.batch_size, settings.num_samples
+    return audio, shard(feature_batches(audio, extractor, count, size, settings.noise, settings.seed))
+
+
+def _checkpoint(settings: ConversionSettings, work: Path, name: str, wanted: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(work / f"part_of_{name}", wanted | {"batch_size": settings.batch_size})
+
+
+def _origin(wanted: dict[str, Any], moments: EncoderMoments, audio: AudioDataset) -> dict[str, Any]:
+    if audio.skipped:
+        logger.warning("skipped %d clips that could not be read", len(audio.skipped))
+    return {**wanted, "frames": moments[0]["q_proj"].count, "skipped": audio.skipped}

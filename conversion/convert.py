@@ -1,0 +1,161 @@
+"""A conversion from beginning to end: calibrate, compress, recover, measure, save."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..audio import AudioDataset
+from ..common.files import unfinished
+from ..common.processes import is_main_process, join
+from ..lowrank.time_cost import load_time_table
+from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..models.compression_json import public_name
+from ..models.folders import fingerprint, load_base_model, load_processor
+from ..training.recovery import Recovery, recover
+from .calibration import Calibration, calibrate
+from .measurement import Figures, clips_to_transcribe, measure
+from .recipes import Account, compress_liteasr, compress_loss_aware
+from .saving import base_card, check_output, save_model_folder
+from .settings import ConversionSettings
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """
+    What a conversion has made.
+
+    Args:
+        folder (`Path`): the model folder.
+        before (`Figures`): sizes of the base model and, where it was evaluated, word error rate and encoder time.
+        after (`Figures`): those of the compressed model.
+        report (`dict`): all that is said of it, the contents of its `compression.json`.
+    """
+
+    folder: Path
+    before: Figures
+    after: Figures
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """
+    A base model, ready to be compressed.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): on the device to compute on.
+        processor (`WhisperProcessor`): its processor.
+        folder (`Path`): of its files.
+        dtype (`torch.dtype`): in which it is stored.
+        calibration (`Calibration`): what the recipe needs to know of it.
+    """
+
+    model: WhisperForConditionalGeneration
+    processor: WhisperProcessor
+    folder: Path
+    dtype: torch.dtype
+    calibration: Calibration
+
+
+def convert(settings: ConversionSettings) -> Conversion:
+    """
+    Compresses the encoder of a Whisper and writes the result as a complete model folder.
+
+    An interrupted conversion goes on where it stopped when it is called again with the same settings; until it is done,
+    what it has found lies in a folder `.unfinished` beside the output. Several processes that `accelerate launch`
+    started share the work, and one of them writes.
+
+    Args:
+        settings (`ConversionSettings`): what to do.
+
+    Raises:
+        InputError: model, audio or output cannot be used, or the size cannot be reached.
+    """
+    if settings.profile:
+        load_time_table(settings.profile)  # what is wrong with it should be known before the calibration
+    check_output(settings.output, settings.model, settings.overwrite)
+    device = join(settings.device)
+    clips = clips_to_transcribe(settings)
+    with unfinished(settings.output, is_main_process()) as work:
+        base = load_and_calibrate(settings, device, work)
+        if settings.recipe == "liteasr":
+            lite, account = compress_liteasr(settings, base.model, base.calibration)
+        else:
+            lite, account = compress_loss_aware(settings, base.model, base.calibration, work)
+        if settings.recover and any(lite.config.low_rank_config or []):
+            account["recovery"] = _recovered(settings, lite, base, account, work / "recovery")
+            base.model.to(device)  # type: ignore[arg-type]
+        before, after = (measure(model, base.processor, clips, settings, base.dtype) for model in (base.model, lite))
+        report = _report(settings, lite, base, account) | {"before": before, "after": after, "versions": _versions()}
+        if is_main_process():
+            save_model_folder(lite.to(dtype=base.dtype), base.folder, settings.output, report)  # type: ignore[call-arg]
+    return Conversion(settings.output, before, after, report)
+
+
+def load_and_calibrate(settings: ConversionSettings, device: str, work: Path) -> CalibratedModel:
+    """
+    Loads a base model and gathers what the recipe needs to know of it.
+
+    Args:
+        settings (`ConversionSettings`): what to do.
+        device (`str`): to compute on.
+        work (`Path`): a folder for what an interrupted calibration goes on from.
+    """
+    model, folder = load_base_model(settings.model)
+    processor = load_processor(folder)
+    weights, stored_dtype = fingerprint(model), model.dtype
+    model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
+    calibration = calibrate(settings, model, processor.feature_extractor, weights, work)
+    if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
+        # Calibration may be rough, the result may not.
+        model = load_base_model(settings.model)[0].to(device)  # type: ignore[arg-type]
+    return CalibratedModel(model, processor, folder, stored_dtype, calibration)
+
+
+def _recovered(
+    settings: ConversionSettings,
+    lite: LiteWhisperForConditionalGeneration,
+    base: CalibratedModel,
+    account: Account,
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains the factors, in place; returns what there is to say of it."""
+    assert settings.dataset is not None and settings.recover is not None and settings.noise is not None
+    return recover(
+        lite.float(),
+        base.model.float(),
+        base.processor.feature_extractor,
+        AudioDataset(settings.dataset, seed=settings.seed),
+        settings.num_samples,
+        folder,
+        Recovery(minutes=settings.recover, noise=settings.noise, seed=settings.seed),
+        {"recipe": account["recipe"], "calibration": account["calibration"]},
+    )
+
+
+def _report(
+    settings: ConversionSettings,
+    lite: LiteWhisperForConditionalGeneration,
+    base: CalibratedModel,
+    account: Account,
+) -> dict[str, Any]:
+    origin = account["calibration"]
+    return {
+        "base_model": public_name(settings.model),
+        "base_card": base_card(base.folder),
+        **account,
+        "calibration": {**origin, "datasets": [public_name(source) for source in origin["datasets"]]},
+        "low_rank_config": lite.config.low_rank_config,
+        "evaluation": {
+            "datasets": [public_name(source) for source in settings.evaluate],
+            "normalizer": settings.normalizer,
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("lite-whisper", "torch", "transformers", "numpy")}

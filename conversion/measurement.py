@@ -1,0 +1,68 @@
+"""Sizes, word error rate and encoder time of a model, before and after a conversion."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from ..audio import AudioDataset, Clip
+from ..common.errors import InputError
+from ..evaluation.decoding import transcribe
+from ..evaluation.word_error_rate import text_normalizer, word_error_rate
+from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..models.folders import encoder_parameters
+from .settings import ConversionSettings
+
+Figures = dict[str, float]
+"""encoder_parameters, total_parameters, weight_bytes; where clips were transcribed word_error_rate (per cent) and
+encoder_milliseconds (per window)."""
+
+
+def clips_to_transcribe(settings: ConversionSettings) -> list[Clip]:
+    """
+    The clips of the evaluation, which must have transcripts.
+
+    Raises:
+        InputError: one has none.
+    """
+    clips = list(AudioDataset(settings.evaluate)) if settings.evaluate else []
+    if not all(clip.text for clip in clips):
+        raise InputError(
+            "the evaluation needs transcripts: a folder with metadata.csv, or a dataset with a text column",
+            setting="evaluate",
+        )
+    return clips
+
+
+def measure(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[Clip],
+    settings: ConversionSettings,
+    stored_dtype: torch.dtype,
+) -> Figures:
+    """
+    Measures a model, a compressed one in its inference mode.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
+        processor (`WhisperProcessor`): its processor.
+        clips (`Sequence[Clip]`): 16 kHz audio with transcripts; sizes alone where there is none.
+        settings (`ConversionSettings`): batch size and normalizer.
+        stored_dtype (`torch.dtype`): of the weights on disk.
+    """
+    figures: Figures = {
+        "encoder_parameters": encoder_parameters(model),
+        "total_parameters": model.num_parameters(),
+        "weight_bytes": model.num_parameters() * stored_dtype.itemsize,
+    }
+    if clips:
+        if isinstance(model, LiteWhisperForConditionalGeneration):
+            model.optimize_for_inference(batch_size=settings.batch_size)
+        transcripts = transcribe(model, processor, clips, settings.batch_size)
+        if isinstance(model, LiteWhisperForConditionalGeneration):
+            model.optimize_for_inference(False)
+        normalize = text_normalizer(settings.normalizer, processor.tokenizer)
+        figures["word_error_rate"] = word_error_rate([clip.text or "" for clip in clips], transcripts.texts, normalize)
+        figures["encoder_milliseconds"] = transcripts.encoder_time.milliseconds_per_window
+    return figures

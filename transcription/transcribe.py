@@ -1,0 +1,159 @@
+"""Any number of recordings in, transcripts out: the model, what an interrupted run goes on from, and the output."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutomaticSpeechRecognitionPipeline, WhisperForConditionalGeneration, WhisperProcessor
+
+from ..audio import AudioDataset
+from ..common.errors import InputError
+from ..common.files import check_same, read_kept, unfinished, write_kept
+from ..common.processes import available_device
+from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..models.folders import check_language, fingerprint, load_model
+from .output import Output
+from .transcriber import Timestamps, Transcriber, read_transcripts, transcribe_recordings
+
+
+@dataclass(frozen=True)
+class TranscriptionSettings:
+    """
+    Which recordings are transcribed, and how.
+
+    Args:
+        sources (`Sequence[str]`): files, folders, patterns such as `calls/**/*.wav`, or Hub datasets.
+        model (`str`): Hub id or folder of a Whisper, compressed or not.
+        output (`Output`): where the transcripts go.
+        overwrite (`bool`): whether a file there is replaced.
+        timestamps (`str`): of the segments: `"none"`, `"segment"` or `"word"`.
+        language (`str`, *optional*): that is spoken, such as `"de"`; by default the model detects it.
+        task (`str`): `"transcribe"` or `"translate"`.
+        num_beams (`int`): 1 is greedy.
+        batch_size (`int`): windows that run at once.
+        device (`str`, *optional*): to run on; cuda where there is a GPU by default.
+        dtype (`str`): to compute in.
+        ray (`bool`): whether the work is sharded over the devices of a Ray cluster.
+
+    Raises:
+        InputError: subtitles are wanted without times.
+    """
+
+    sources: Sequence[str]
+    model: str
+    output: Output
+    overwrite: bool = False
+    timestamps: Timestamps = "segment"
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    num_beams: int = 1
+    batch_size: int = 8
+    device: str | None = None
+    dtype: str = "float32"
+    ray: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output.form in ("srt", "vtt") and self.timestamps == "none":
+            raise InputError("subtitles have times; do not leave them out", setting="timestamps")
+
+
+@dataclass(frozen=True)
+class TranscriptionCounts:
+    """How many recordings were transcribed, and how many could not be read."""
+
+    transcribed: int
+    failed: int
+
+
+def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts:
+    """
+    Transcribes recordings and writes the result; an interrupted run goes on when it is called again.
+
+    Args:
+        settings (`TranscriptionSettings`): which recordings, and how.
+
+    Raises:
+        InputError: the output exists, the model or a source cannot be used, or not one recording could be read.
+    """
+    sources = expanded(settings.sources)
+    settings.output.check(sources, settings.overwrite)
+    model, processor = load_model(settings.model)
+    check_language(settings.language, model, settings.model)
+    decisive = {
+        "model": fingerprint(model),
+        "sources": list(settings.sources),
+        **{name: getattr(settings, name) for name in ("language", "task", "num_beams", "timestamps", "dtype")},
+        "batch_size": settings.batch_size,
+    }
+    with unfinished(settings.output.path) as work:
+        work.mkdir(parents=True, exist_ok=True)
+        kept, lines = work / "settings.json", work / "transcripts.jsonl"
+        if kept.exists():
+            check_same(read_kept(kept), decisive, kept)
+        write_kept(kept, decisive)
+        if settings.ray:
+            from .cluster import transcribe_on_cluster  # Ray need not be installed
+
+            on_gpus = None if settings.device is None else settings.device != "cpu"
+            transcribe_on_cluster(partial(load_transcriber, settings), sources, lines, on_gpus)
+        else:
+            entries = AudioDataset(sources).entries()
+            device = available_device(settings.device)
+            transcribe_recordings(make_transcriber(settings, model, processor, device), entries, lines)
+        errors = [transcript.error for transcript in read_transcripts(lines)]
+        failed = [error for error in errors if error]
+        if len(failed) == len(errors):
+            raise InputError(f"none of the {len(errors)} recordings could be read, the first because it {failed[0]}")
+        settings.output.write(lines)
+    return TranscriptionCounts(len(errors) - len(failed), len(failed))
+
+
+def expanded(sources: Sequence[str]) -> list[str]:
+    """
+    The sources with patterns replaced by the files that match.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    names: list[str] = []
+    for source in sources:
+        if Path(source).exists() or not glob.has_magic(source):
+            names.append(source)
+            continue
+        matching = files_matching(Path(source))
+        if not matching:
+            raise InputError(f"no file matches {source}")
+        names += matching
+    return names
+
+
+def files_matching(pattern: Path) -> list[str]:
+    """The files that match; `**` follows no links to folders, as glob.glob does, even where they lead in circles."""
+    pattern = pattern / "*" if pattern.name == "**" else pattern
+    found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+    return sorted(str(path) for path in found if path.is_file() and not path.name.startswith("."))
+
+
+def make_transcriber(
+    settings: TranscriptionSettings, model: WhisperForConditionalGeneration, processor: WhisperProcessor, device: str
+) -> Transcriber:
+    """The model on a device, ready to transcribe as the settings say."""
+    generate_kwargs: dict[str, Any] = {"num_beams": settings.num_beams}
+    if getattr(model.generation_config, "is_multilingual", False):
+        generate_kwargs |= {"task": settings.task, "language": settings.language}
+    model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
+    if isinstance(model, LiteWhisperForConditionalGeneration):
+        model.optimize_for_inference(batch_size=settings.batch_size)
+    recognizer = AutomaticSpeechRecognitionPipeline(
+        model=model.eval(), tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
+    )
+    return Transcriber(recognizer, settings.batch_size, settings.timestamps, generate_kwargs)
+
+
+def load_transcriber(settings: TranscriptionSettings, device: str) -> Transcriber:
+    """Loads the model that the settings name; in an actor of a cluster."""
+    return make_transcriber(settings, *load_model(settings.model), device)
