@@ -67,15 +67,16 @@ class Product(NamedTuple):
     """
     A chain of linear maps; without any, the identity.
 
-    weights : tuple of torch.Tensor, shape of each = (inputs, outputs)
-    bias : torch.Tensor, shape = (outputs of the last,)
+    Args:
+        weights (`tuple[torch.Tensor, ...]`): each of shape `(inputs, outputs)`.
+        bias (`torch.Tensor` of shape `(outputs of the last,)`, *optional*): what is added at the end.
     """
 
     weights: tuple[torch.Tensor, ...]
     bias: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
-        """X : torch.Tensor, shape = (..., inputs of the first); returns shape = (..., outputs of the last)"""
+        """Takes x of shape `(..., inputs of the first)`, gives y of shape `(..., outputs of the last)`."""
         for weight in self.weights[:-1]:
             x = linear(x, weight)
         return linear(x, self.weights[-1], self.bias, gelu) if self.weights else x
@@ -118,7 +119,14 @@ def product(projection: Any) -> Product:
 
 
 class Reduction(NamedTuple):
-    """Whether keys and values stay in the dimension of their first factor, and how wide the heads of attention are."""
+    """
+    The form of attention.
+
+    Args:
+        keys (`bool`): whether they stay in the dimension of their first factor.
+        values (`bool`): likewise.
+        width (`int`): of the heads.
+    """
 
     keys: bool
     values: bool
@@ -136,6 +144,9 @@ def choose_reduction(products: dict[str, Product], heads: int, positions: int) -
         products (`dict[str, Product]`): of the projections of a layer, by name.
         heads (`int`): of its attention.
         positions (`int`): that attend to one another.
+
+    Returns:
+        `Reduction`: that form.
     """
     d_model = products["out_proj"].weights[-1].shape[1]
     head_dim = d_model // heads
@@ -161,7 +172,7 @@ def choose_reduction(products: dict[str, Product], heads: int, positions: int) -
 
 
 def absorb_keys(query: Product, key: Product, heads: int, width: int) -> tuple[Product, Product]:
-    """The products that give queries, shape = (..., heads * width), and the key of all heads, shape = (..., width)."""
+    """The products that give queries, of shape `(..., heads * width)`, and the key of all heads, `(..., width)`."""
     assert query.bias is not None  # of Whisper's projections, k_proj alone may have none
     (first, second), _ = key
     matrices = F.pad(second, (0, 0, 0, width - second.shape[0])).float().unflatten(1, (heads, -1))
@@ -172,7 +183,7 @@ def absorb_keys(query: Product, key: Product, heads: int, width: int) -> tuple[P
 
 
 def absorb_values(value: Product, out: Product, heads: int, width: int) -> tuple[Product, Product]:
-    """The products that give the value of all heads, shape = (..., width), and the output from (..., heads * width)."""
+    """The products that give the value of all heads, of shape `(..., width)`, and the output, of `(..., d_model)`."""
     assert value.bias is not None and out.bias is not None
     first, second = value.weights
     mixing, *rest = out.weights
@@ -245,7 +256,7 @@ class InferenceLayer:
         return len(current) == len(self.sources) and all(map(operator.is_, current, self.sources))
 
     def forward(self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
-        """hidden_states : torch.Tensor, shape = (batch_size, positions, d_model), like what it returns"""
+        """Takes and gives hidden states of shape `(batch_size, positions, d_model)`."""
         hidden_states = hidden_states.contiguous()  # the convolutions leave channels first, which all layers would copy
         hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states))
         hidden = self.products["fc1"](layer.final_layer_norm(hidden_states), gelu=True)
@@ -256,7 +267,7 @@ class InferenceLayer:
         return hidden_states
 
     def attention(self, layer: WhisperEncoderLayer, x: torch.Tensor) -> torch.Tensor:
-        """X : torch.Tensor, shape = (batch_size, positions, d_model), like what it returns"""
+        """Takes x of shape `(batch_size, positions, d_model)`, and gives the same shape."""
         inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x)
         if self.shared:
             inputs.update(zip(self.shared, self.first(x).split(self.widths, dim=-1), strict=True))
@@ -278,8 +289,11 @@ def product_seconds(x: torch.Tensor, *widths: int) -> float:
     The median time of a chain of products of the given widths: two for a dense layer, three for a low-rank pair.
 
     Args:
-        x (`torch.Tensor`): shape = (batch_size, positions), of the dtype and on the device that count.
+        x (`torch.Tensor` of shape `(batch_size, positions)`): of the dtype and on the device that count.
         widths (`int`): in_features, the rank of a pair, and out_features.
+
+    Returns:
+        `float`: seconds.
     """
     weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
     names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}

@@ -26,9 +26,12 @@ class LowRankLinear(nn.Module):
     """
     A linear layer of limited rank: y = (x weight1) weight2 + bias.
 
-    weight1 : torch.Tensor, shape = (in_features, rank)
-    weight2 : torch.Tensor, shape = (rank, out_features)
-    bias : torch.Tensor, shape = (out_features,)
+    `weight1` has the shape `(in_features, rank)`, `weight2` `(rank, out_features)` and `bias` `(out_features,)`.
+
+    Args:
+        in_features (`int`): of the projection.
+        out_features (`int`): of the projection.
+        rank (`int`): at most the smaller of the two.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
@@ -46,7 +49,7 @@ class LowRankLinear(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X : torch.Tensor, shape = (..., in_features); returns shape = (..., out_features)"""
+        """Takes x of shape `(..., in_features)`, gives y of shape `(..., out_features)`."""
         return F.linear(F.linear(x, self.weight1.t()), self.weight2.t(), self.bias)
 
     def extra_repr(self) -> str:
@@ -134,8 +137,8 @@ class LiteWhisperEncoder(WhisperEncoder):
         outside `torch.no_grad()` and where weights have been replaced; so merge adapters first.
 
         Args:
-            enabled (`bool`): `False` undoes it.
-            batch_size (`int`): windows that will run at once.
+            enabled (`bool`, *optional*, defaults to `True`): `False` undoes it.
+            batch_size (`int`, *optional*, defaults to 1): windows that will run at once.
 
         Returns:
             `LiteWhisperEncoder`: this one.
@@ -241,10 +244,12 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """
         Multiplies every pair out, for programs that know no low-rank layer.
 
+        The bias of a compressed `k_proj` is dropped, since Whisper has none there: it adds the same number to a query's
+        score of every key, which cancels in the softmax.
+
         Returns:
-            A stock Whisper with the same outputs, in the same dtype, on the same device; no memory is shared. The bias
-            of a compressed `k_proj` is dropped, since Whisper has none there: it adds the same number to a query's
-            score of every key, which cancels in the softmax.
+            `WhisperForConditionalGeneration`: a stock Whisper with the same outputs, in the same dtype, on the same
+            device; no memory is shared.
         """
         ours = ("architectures", "auto_map", "low_rank_config", "model_type")
         config = WhisperConfig(**{name: value for name, value in self.config.to_dict().items() if name not in ours})

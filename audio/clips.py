@@ -12,7 +12,14 @@ from .decoding import decode
 
 @dataclass(frozen=True)
 class Clip:
-    """Decoded audio. `samples` is float32 in [-1, 1] at 16 kHz, mono; `text` its transcript where there is one."""
+    """
+    Decoded audio.
+
+    Args:
+        name (`str`): what a published file may say of it.
+        samples (`np.ndarray` of shape `(samples,)`): float32 in [-1, 1] at 16 kHz, mono.
+        text (`str`, *optional*): its transcript where there is one.
+    """
 
     name: str
     samples: np.ndarray
@@ -24,10 +31,11 @@ class Entry:
     """
     A clip that has not been read yet.
 
-    name : str, what a published file may say of it
-    load : Callable, returns what soundfile can open
-    text : str, its transcript where there is one
-    location : str, where it is: the path of the file, or the row of a dataset
+    Args:
+        name (`str`): what a published file may say of it.
+        load (`Callable`): returns what soundfile can open.
+        text (`str`, *optional*): its transcript where there is one.
+        location (`str`): where it is: the path of the file, or the row of a dataset.
     """
 
     name: str

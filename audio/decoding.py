@@ -25,7 +25,7 @@ def decode(file: str | Path | io.BytesIO) -> np.ndarray:
     Reads wav, flac, ogg or mp3 of any rate and channel count, in blocks: little more is in memory than the result.
 
     Returns:
-        float32 samples, 16 kHz, mono, shape (samples,).
+        `np.ndarray` of shape `(samples,)`, float32, 16 kHz, mono.
 
     Raises:
         InputError: not decodable, empty, or not finite.

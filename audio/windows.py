@@ -34,11 +34,12 @@ def feature_batches(
         feature_extractor (`WhisperFeatureExtractor`): the model's own.
         num_samples (`int`): how many windows to take at the most.
         batch_size (`int`): windows per batch.
-        noise (`tuple`): range of signal-to-noise ratios in dB at which white noise is added; no noise by default.
-        seed (`int`): of the noise.
+        noise (`tuple[float, float]`, *optional*): range of signal-to-noise ratios in dB at which white noise is added;
+            no noise by default.
+        seed (`int`, *optional*, defaults to 0): of the noise.
 
     Yields:
-        torch.Tensor, shape = (batch_size or fewer, mel bins, mel frames).
+        `torch.Tensor` of shape `(batch_size or fewer, mel_bins, mel_frames)`.
 
     Raises:
         InputError: all audio is silent.
@@ -77,7 +78,17 @@ def windows_of(clips: Iterable[Clip], length: int) -> Iterator[Clip]:
 
 
 def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
-    """Samples with white noise at a signal-to-noise ratio in dB, both of shape = (samples,) and float32."""
+    """
+    Adds white noise.
+
+    Args:
+        samples (`np.ndarray` of shape `(samples,)`): float32.
+        ratio (`float`): of signal to noise, in dB.
+        generator (`np.random.Generator`): of the noise.
+
+    Returns:
+        `np.ndarray` of shape `(samples,)`, float32.
+    """
     power = float((samples.astype(np.float64) ** 2).mean()) / 10 ** (ratio / 10)
     return (samples + power**0.5 * generator.standard_normal(len(samples))).astype(np.float32)
 

@@ -15,8 +15,12 @@ class PeakMemory:
     """
     The largest memory while the context lasts: of the device, or of this process where the device is the CPU.
 
-    peak : int, bytes; on the CPU of other systems than Linux the largest since the process began
-    above_start : int, bytes above what was taken at its start
+    Args:
+        device (`torch.device`, *optional*): the CPU by default.
+
+    Attributes:
+        peak (`int`): bytes; on the CPU of other systems than Linux the largest since the process began.
+        above_start (`int`): bytes above what was taken at its start.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

@@ -28,7 +28,7 @@ def join(device: str | None) -> str:
         device (`str`, *optional*): that was asked for; of several processes on GPUs each has its own.
 
     Returns:
-        The device of this process.
+        `str`: the device of this process.
     """
     device = available_device(device)
     state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)

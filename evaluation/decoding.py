@@ -19,7 +19,13 @@ from ..common.timing import now
 
 @dataclass
 class EncoderTime:
-    """What `timed_encoder` measured."""
+    """
+    What `timed_encoder` measured.
+
+    Args:
+        seconds (`float`, *optional*, defaults to 0): in the encoder, all passes together.
+        windows (`int`, *optional*, defaults to 0): of audio that went through it.
+    """
 
     seconds: float = 0.0
     windows: int = 0
@@ -32,7 +38,14 @@ class EncoderTime:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is generated; the language is detected where none is given."""
+    """
+    How text is generated.
+
+    Args:
+        num_beams (`int`, *optional*, defaults to 1): of beam search; 1 is greedy.
+        language (`str`, *optional*): that is spoken; detected where none is given.
+        task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`, into English.
+    """
 
     num_beams: int = 1
     language: str | None = None
@@ -44,7 +57,13 @@ GREEDY = Decoding()
 
 @dataclass
 class Transcripts:
-    """The text of each clip, in the order of the clips, and the encoder's time."""
+    """
+    What a model heard in clips.
+
+    Args:
+        texts (`list[str]`): of each clip, in the order of the clips.
+        encoder_time (`EncoderTime`, *optional*): that it took.
+    """
 
     texts: list[str]
     encoder_time: EncoderTime = field(default_factory=EncoderTime)
@@ -86,7 +105,8 @@ def transcribe_batch(
     long-form decoding.
 
     Returns:
-        The texts, and the seconds that `generate()` took: encoder and decoder, without log-mel features and tokenizer.
+        `tuple[list[str], float]`: the texts, and the seconds that `generate()` took: encoder and decoder, without
+        log-mel features and tokenizer.
     """
     extractor = processor.feature_extractor
     is_long = any(len(clip.samples) > extractor.n_samples for clip in clips)

@@ -53,7 +53,7 @@ def evaluate(
         num_samples (`int`, *optional*): how many clips to take.
 
     Returns:
-        How many clips were left out because nothing is left of their reference.
+        `int`: how many clips were left out because nothing is left of their reference.
 
     Raises:
         InputError: not one clip could be read, or the manifest holds others.

@@ -17,12 +17,17 @@ class Utterance:
     """
     One line of a manifest.
 
-    index : int, the place in the dataset
-    audio_filepath : str, the name of the clip
-    duration : float, seconds of audio
-    time, encoder_time, decoder_time : float, seconds that it took; of a batch, the fraction by duration
-    text, pred_text : str, reference and prediction, normalised
-    reference, prediction : str, the same as they were given
+    Args:
+        index (`int`): the place in the dataset.
+        audio_filepath (`str`): the name of the clip.
+        duration (`float`): seconds of audio.
+        time (`float`): seconds that it took; of a batch, the fraction by duration.
+        encoder_time (`float`): those of the encoder.
+        decoder_time (`float`): those of the decoder.
+        text (`str`): the reference, normalised.
+        pred_text (`str`): the prediction, normalised.
+        reference (`str`): as it was given.
+        prediction (`str`): as the model wrote it.
     """
 
     index: int

@@ -24,11 +24,19 @@ class Result:
     """
     The figures of one model on one set.
 
-    wer, cer : float, per cent
-    substitutions, deletions, insertions, words : int, counted in words
-    rtfx : float, seconds of audio transcribed in a second, without loading
-    encoder_seconds, decoder_seconds : float
-    peak_memory : int, bytes; None where the run was not finished
+    Args:
+        model (`str`): its name.
+        dataset (`str`): that of the set.
+        wer (`float`): word error rate in per cent.
+        cer (`float`): character error rate in per cent.
+        substitutions (`int`): words that are others.
+        deletions (`int`): words that are missing.
+        insertions (`int`): words that were not said.
+        words (`int`): of all references.
+        rtfx (`float`): seconds of audio transcribed in a second, without loading.
+        encoder_seconds (`float`): time of the encoder.
+        decoder_seconds (`float`): time of the decoder.
+        peak_memory (`int`, *optional*): bytes; `None` where the run was not finished.
     """
 
     model: str
@@ -47,7 +55,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A manifest, how it was made, and its figures."""
+    """
+    A manifest, how it was made, and its figures.
+
+    Args:
+        path (`Path`): of the manifest.
+        settings (`dict`): how it was made.
+        utterances (`list[Utterance]`): its lines.
+        result (`Result`): its figures.
+    """
 
     path: Path
     settings: dict

@@ -30,7 +30,14 @@ Row = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class Piece:
-    """A word or segment with its boundaries in seconds; an end that was not heard is None."""
+    """
+    A word or segment with its boundaries.
+
+    Args:
+        text (`str`): normalised.
+        start (`float`): in seconds.
+        end (`float`, *optional*): in seconds; `None` where it was not heard.
+    """
 
     text: str
     start: float
@@ -42,9 +49,12 @@ class Observation:
     """
     What one model made of the clips.
 
-    words, segments : one list for each clip; words are None where the model has no alignment heads
-    inserted : words that it wrote for each kind of sound without speech, by kind
-    languages, translations : one for each clip; None for an English-only model
+    Args:
+        words (`list[list[Piece]]`, *optional*): one list for each clip; `None` where the model has no alignment heads.
+        segments (`list[list[Piece]]`): one list for each clip.
+        inserted (`dict[str, int]`): words that it wrote for each kind of sound without speech, by kind.
+        languages (`list[str]`, *optional*): one for each clip; `None` for an English-only model.
+        translations (`list[str]`, *optional*): likewise.
     """
 
     words: list[list[Piece]] | None
@@ -123,7 +133,7 @@ def observe(
 
 
 def shifts(found: Sequence[Sequence[Piece]], base: Sequence[Sequence[Piece]]) -> np.ndarray:
-    """How far the boundaries of pieces with the same text lie apart, in seconds; shape = (boundaries,)"""
+    """How far the boundaries of pieces with the same text lie apart in seconds, of shape `(boundaries,)`."""
     apart = []
     for ours, theirs in zip(found, base, strict=True):
         matcher = difflib.SequenceMatcher(None, [p.text for p in ours], [p.text for p in theirs], autojunk=False)
@@ -141,9 +151,9 @@ def compare(found: Observation, base: Observation) -> Row:
     How a model differs from its base.
 
     Returns:
-        Shifts of the boundaries of words and segments in seconds, median and 95th percentile; words written for each
-        kind of sound without speech; percentage of clips whose language is another, and word error rate in per
-        cent of the translations against the base model's. None where there is nothing to compare.
+        `Row`: shifts of the boundaries of words and segments in seconds, median and 95th percentile; words written for
+        each kind of sound without speech; percentage of clips whose language is another, and word error rate in per
+        cent of the translations against the base model's. `None` where there is nothing to compare.
     """
     row: Row = {}
     for kind, ours, theirs in (("word", found.words, base.words), ("segment", found.segments, base.segments)):

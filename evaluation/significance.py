@@ -6,7 +6,14 @@ import numpy as np
 
 
 class Difference(NamedTuple):
-    """A difference in word error rate and its 95 % interval, in percentage points."""
+    """
+    A difference in word error rate and its 95 % interval, in percentage points.
+
+    Args:
+        points (`float`): the difference.
+        low (`float`): of the interval.
+        high (`float`): of the interval.
+    """
 
     points: float
     low: float
@@ -20,14 +27,14 @@ def paired_bootstrap(
     The difference between two models on the same utterances, by resampling utterances (Bisani and Ney, ICASSP 2004).
 
     Args:
-        errors: word errors of one model in each utterance, shape = (utterances,).
-        base_errors: those of the other, in the same utterances.
-        words: words of each reference, shape = (utterances,).
-        samples: how often utterances are drawn.
-        seed: of the drawing.
+        errors (`np.ndarray` of shape `(utterances,)`): word errors of one model in each utterance.
+        base_errors (`np.ndarray` of shape `(utterances,)`): those of the other, in the same utterances.
+        words (`np.ndarray` of shape `(utterances,)`): words of each reference.
+        samples (`int`, *optional*, defaults to 10000): how often utterances are drawn.
+        seed (`int`, *optional*, defaults to 0): of the drawing.
 
     Returns:
-        The one model's rate minus the other's.
+        `Difference`: the one model's rate minus the other's.
     """
     difference = np.asarray(errors) - np.asarray(base_errors)
     words = np.asarray(words)

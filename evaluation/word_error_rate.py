@@ -32,8 +32,13 @@ class ErrorRates:
     """
     Errors over the words, or characters, of all references together.
 
-    wer, cer : float, word and character error rate in per cent
-    substitutions, deletions, insertions, words : int, counted in words
+    Args:
+        wer (`float`): word error rate in per cent.
+        cer (`float`): character error rate in per cent.
+        substitutions (`int`): words that are others.
+        deletions (`int`): words that are missing.
+        insertions (`int`): words that were not said.
+        words (`int`): of all references.
     """
 
     wer: float

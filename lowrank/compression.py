@@ -32,16 +32,20 @@ def encoder_spectra(
     """
     The spectrum of every encoder projection.
 
+    Time: one eigenvalue problem of size d x d per projection, in float64 (large-v3: 192 of 1280 x 1280); several
+    processes share the layers.
+
     Args:
         model (`WhisperForConditionalGeneration`): the base model.
         moments (`EncoderMoments`): of its encoder, from `collect_moments`.
         sensitivities (`Sensitivities`, *optional*):
             From `collect_sensitivities`; with them the eigenvalues are in units of the loss, comparable across layers
             and kinds of layer, without them variances.
-        damping (`float`): of the metric that is made of the sensitivities, see `loss_metric`.
+        damping (`float`, *optional*, defaults to 0.01): of the metric that is made of the sensitivities, see
+            `loss_metric`.
 
-    Time: one eigenvalue problem of size d x d per projection, in float64 (large-v3: 192 of 1280 x 1280); several
-    processes share the layers.
+    Returns:
+        `EncoderSpectra`: one dict per encoder layer, from projection to spectrum, on the CPU.
     """
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
@@ -81,8 +85,8 @@ def compress(
         damping (`float`): of the metric that is made of the sensitivities, see `loss_metric`.
 
     Returns:
-        The compressed model, in evaluation mode, in the base model's dtype and on its device, with its generation
-        settings. Several processes share the layers, and each gets the whole model.
+        `LiteWhisperForConditionalGeneration`: the compressed model, in evaluation mode, in the base model's dtype and
+        on its device, with its generation settings. Several processes share the layers, and each gets the whole model.
 
     Raises:
         ValueError: a layer, projection or rank does not fit the model.

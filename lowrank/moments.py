@@ -24,9 +24,10 @@ class Moments:
     """
     Mean and scatter of the frames seen so far; all that a covariance needs, and additive.
 
-    count : int, number of frames
-    mean : torch.Tensor, shape = (features,)
-    scatter : torch.Tensor, shape = (features, features), the sum of centred outer products
+    Args:
+        count (`int`): number of frames.
+        mean (`torch.Tensor` of shape `(features,)`): of the frames.
+        scatter (`torch.Tensor` of shape `(features, features)`): the sum of centred outer products.
     """
 
     count: int
@@ -41,15 +42,18 @@ class Moments:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """Shape = (features, features), the mean centred outer product; `count` must not be 0"""
+        """The mean centred outer product, of shape `(features, features)`; `count` must not be 0."""
         return self.scatter / self.count
 
     def update(self, frames: torch.Tensor) -> None:
         """
-        Adds frames, shape = (frames, features), of any dtype.
+        Adds frames.
 
         Every batch is centred by its own mean, so nothing cancels, and multiplied in float32 at least. Sums over
         batches are in float64, so that it does not matter in which order or process they are added up.
+
+        Args:
+            frames (`torch.Tensor` of shape `(frames, features)`): of any dtype.
         """
         frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
         mean = frames.mean(dim=0)
@@ -100,12 +104,12 @@ def collect_moments(
 
     Args:
         model (`WhisperForConditionalGeneration`): the model to calibrate, on any device and in any dtype.
-        batches (`Iterable[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames).
+        batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
         checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
 
     Returns:
-        One dict per layer, from projection to moments in float64.
+        `EncoderMoments`: one dict per layer, from projection to moments in float64.
 
     Raises:
         InputError: there was no audio, or an activation is NaN or infinite.

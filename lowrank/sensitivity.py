@@ -23,10 +23,12 @@ class Sensitivities:
     """
     How the loss reacts to errors in every projection, and what was spoken.
 
-    layers : one dict per encoder layer, from projection to E[g g^T], shape = (r, r), r = min(in_features,
-        out_features); g is the gradient of the loss at the projection's output, summed over frames and divided by their
-        number; for a projection with more outputs than inputs, of W^T g instead
-    languages : Counter, the number of windows in each language, as the model detects it; of an English-only model empty
+    Args:
+        layers (`list[dict[str, torch.Tensor]]` of shape `(r, r)`, r = min(in_features, out_features)): one dict per
+            encoder layer, from projection to E[g g^T]; g is the gradient of the loss at the projection's output, summed
+            over frames and divided by their number; for a projection with more outputs than inputs, of W^T g instead.
+        languages (`Counter[str]`): the number of windows in each language, as the model detects it; of an English-only
+            model empty.
     """
 
     layers: list[dict[str, torch.Tensor]]
@@ -57,11 +59,14 @@ def collect_sensitivities(
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
-        batches (`Iterable[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames).
-        seed (`int`): of the Gaussian noise, which each batch has of its own.
+        batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
+        seed (`int`, *optional*, defaults to 0): of the Gaussian noise, which each batch has of its own.
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
-        draws (`int`): backward passes for each window.
+        draws (`int`, *optional*, defaults to 4): backward passes for each window.
         checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
+
+    Returns:
+        `Sensitivities`: of every projection, in float64.
 
     Raises:
         InputError: there was no audio, or a gradient is NaN or infinite.

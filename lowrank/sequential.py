@@ -52,7 +52,7 @@ def refit(
 
     Args:
         model (`WhisperForConditionalGeneration`): the base model; it is not changed.
-        batches (`Sequence[torch.Tensor]`): log-mel features, shape = (batch, mel bins, mel frames); read once.
+        batches (`Sequence[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features; read once.
         ranks (`Ranks`): for example from `budget_ranks`.
         sensitivities (`Sensitivities`): from `collect_sensitivities`.
         damping (`float`): of the metric, see `loss_metric`.
@@ -62,11 +62,12 @@ def refit(
             repeated.
         origin (`dict`, *optional*): what else decides the outcome; a layer in `folder` made otherwise is refused.
 
+    Returns:
+        `LiteWhisperForConditionalGeneration`: the compressed model, in evaluation mode, in the base model's dtype and
+        on its device.
+
     Raises:
         InputError: `folder` holds layers that were fitted with other settings.
-
-    Returns:
-        The compressed model, in evaluation mode, in the base model's dtype and on its device.
     """
     lite = empty_lite_model(model, ranks)
     original, compressed = model.get_encoder().eval(), lite.get_encoder()
@@ -99,12 +100,12 @@ def refit(
 
 
 def attention_half(layer: WhisperEncoderLayer, hidden: torch.Tensor) -> torch.Tensor:
-    """Hidden : torch.Tensor, shape = (batch, frames, d_model); the residual stream after attention, same shape"""
+    """The residual stream after attention from that before, both of shape `(batch, frames, d_model)`."""
     return hidden + layer.self_attn(layer.self_attn_layer_norm(hidden))[0]
 
 
 def mlp_half(layer: WhisperEncoderLayer, hidden: torch.Tensor) -> torch.Tensor:
-    """Hidden : torch.Tensor, shape = (batch, frames, d_model); the residual stream after the MLP, same shape"""
+    """The residual stream after the MLP from that before, both of shape `(batch, frames, d_model)`."""
     return hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
 
 

@@ -12,9 +12,10 @@ class Factors(NamedTuple):
     """
     y = (x weight1) weight2 + bias
 
-    weight1 : torch.Tensor, shape = (in_features, rank)
-    weight2 : torch.Tensor, shape = (rank, out_features)
-    bias : torch.Tensor, shape = (out_features,)
+    Args:
+        weight1 (`torch.Tensor` of shape `(in_features, rank)`): the first factor.
+        weight2 (`torch.Tensor` of shape `(rank, out_features)`): the second factor.
+        bias (`torch.Tensor` of shape `(out_features,)`): what is added.
     """
 
     weight1: torch.Tensor
@@ -27,9 +28,12 @@ class Spectrum:
     """
     The variance of a projection's output along its principal directions, and what the projection costs.
 
-    eigenvalues : torch.Tensor, shape = (min(in_features, out_features),), descending, not negative
-    has_bias : bool, whether the dense layer has one (a low-rank pair always does)
-    frames : int, from how many frames the eigenvalues were estimated
+    Args:
+        eigenvalues (`torch.Tensor` of shape `(min(in_features, out_features),)`): descending, not negative.
+        in_features (`int`): of the projection.
+        out_features (`int`): of the projection.
+        has_bias (`bool`): whether the dense layer has one (a low-rank pair always does).
+        frames (`int`): from how many frames the eigenvalues were estimated.
     """
 
     eigenvalues: torch.Tensor
@@ -57,8 +61,11 @@ class Metric(NamedTuple):
     """
     What makes errors in a projection's output comparable: |root e|^2 is the loss that an error e costs.
 
-    root, inverse : torch.Tensor, shape = (r, r), r = min(in_features, out_features), in the coordinates of
-        `reduced_weight`, each the inverse of the other
+    Both are in the coordinates of `reduced_weight`, r = min(in_features, out_features).
+
+    Args:
+        root (`torch.Tensor` of shape `(r, r)`): symmetric and positive.
+        inverse (`torch.Tensor` of shape `(r, r)`): its inverse.
     """
 
     root: torch.Tensor
@@ -67,10 +74,16 @@ class Metric(NamedTuple):
 
 def reduced_weight(weight: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
     """
-    Writes W, shape = (out_features, in_features), as Q R with Q orthonormal and R no taller than wide.
+    Writes W as Q R with Q orthonormal and R no taller than wide.
 
-    The outputs of a tall W span no more than in_features dimensions; Q, shape = (out_features, in_features), is a basis
-    of these, and R its square factor. Where W is not tall, Q is the identity (None) and R is W.
+    The outputs of a tall W span no more than in_features dimensions; Q is a basis of these, and R its square factor.
+    Where W is not tall, Q is the identity (None) and R is W.
+
+    Args:
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
+
+    Returns:
+        `tuple[torch.Tensor | None, torch.Tensor]`: Q, of shape `(out_features, in_features)`, or `None`, and R.
     """
     if weight.shape[0] <= weight.shape[1]:
         return None, weight
@@ -83,12 +96,13 @@ def loss_metric(weight: torch.Tensor, sensitivity: torch.Tensor, damping: float)
     The metric of the Fisher information, damped: (G + damping * mean diagonal of G * I)^(1/2).
 
     Args:
-        weight: W, shape = (out_features, in_features).
-        sensitivity: G = E[g g^T] at the outputs, or W^T G W where W is tall, as `collect_sensitivities` gives it.
-        damping: how much of the plain squared error to mix in; positive.
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
+        sensitivity (`torch.Tensor` of shape `(r, r)`): G = E[g g^T] at the outputs, or W^T G W where W is tall, as
+            `collect_sensitivities` gives it.
+        damping (`float`): how much of the plain squared error to mix in; positive.
 
     Returns:
-        float64, in the coordinates of `reduced_weight`.
+        `Metric`: in float64, in the coordinates of `reduced_weight`.
     """
     q, r = reduced_weight(weight.double())
     gradient = sensitivity.double()
@@ -117,13 +131,13 @@ def output_eigenvalues(
     The eigenvalues of cov(Wx + b) that can differ from zero; in a metric A, those of A cov(Wx + b) A.
 
     Args:
-        weight: W, shape = (out_features, in_features).
-        covariance: of x or of y, whichever is narrower.
-        side: "input" if it is that of x, "output" if that of y.
-        metric: of the outputs; the eigenvalues are then in units of the loss.
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
+        covariance (`torch.Tensor` of shape `(r, r)`): of x or of y, whichever is narrower.
+        side (`str`): `"input"` if it is that of x, `"output"` if that of y.
+        metric (`Metric`, *optional*): of the outputs; the eigenvalues are then in units of the loss.
 
     Returns:
-        float64, shape = (min(in_features, out_features),), descending, clamped at zero.
+        `torch.Tensor` of shape `(min(in_features, out_features),)`, float64, descending, clamped at zero.
     """
     _, reduced = _reduced_covariance(weight.double(), covariance.double(), side)
     if metric is not None:
@@ -147,16 +161,16 @@ def factorize(
     In a metric A it is y' = A^-1 V V^T A (W x + b - E[y]) + E[y], V being the directions of A y.
 
     Args:
-        weight: W, shape = (out_features, in_features).
-        bias: b, shape = (out_features,), or None.
-        mean: of x or of y, shape = (in_features,) or (out_features,).
-        covariance: of the same.
-        side: "input" if they are those of x, "output" if those of y.
-        rank: at most min(in_features, out_features).
-        metric: of the outputs.
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): b.
+        mean (`torch.Tensor` of shape `(in_features,)` or `(out_features,)`): of x or of y.
+        covariance (`torch.Tensor` of shape `(features, features)`): of the same.
+        side (`str`): `"input"` if they are those of x, `"output"` if those of y.
+        rank (`int`): at most min(in_features, out_features).
+        metric (`Metric`, *optional*): of the outputs.
 
     Returns:
-        weight1 = W^T A V and weight2 = V^T A^-1, `balanced`, and the bias that is left, in float64.
+        `Factors`: weight1 = W^T A V and weight2 = V^T A^-1, `balanced`, and the bias that is left, in float64.
     """
     weight, mean, covariance = weight.double(), mean.double(), covariance.double()
     q, reduced = _reduced_covariance(weight, covariance, side)
@@ -191,19 +205,19 @@ def regress(
     say little; of M x the `rank` leading directions in the metric are kept, as in `factorize`.
 
     Args:
-        weight: W of the projection, shape = (out_features, in_features).
-        bias: b, shape = (out_features,), or None.
-        mean: of the inputs x, shape = (in_features,).
-        covariance: of the inputs, shape = (in_features, in_features).
-        target_mean: of the targets t, shape = (r,), r = min(in_features, out_features): the desired outputs without b,
-            in the coordinates of `reduced_weight`.
-        cross_covariance: of targets and inputs, shape = (r, in_features).
-        metric: of the outputs.
-        rank: at most r.
-        ridge: not negative.
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): W of the projection.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): b.
+        mean (`torch.Tensor` of shape `(in_features,)`): of the inputs x.
+        covariance (`torch.Tensor` of shape `(in_features, in_features)`): of the inputs.
+        target_mean (`torch.Tensor` of shape `(r,)`, r = min(in_features, out_features)): of the targets t: the desired
+            outputs without b, in the coordinates of `reduced_weight`.
+        cross_covariance (`torch.Tensor` of shape `(r, in_features)`): of targets and inputs.
+        metric (`Metric`): of the outputs.
+        rank (`int`): at most r.
+        ridge (`float`): not negative.
 
     Returns:
-        `balanced` factors in float64.
+        `Factors`: `balanced`, in float64.
     """
     q, r = reduced_weight(weight.double())
     covariance, cross_covariance = covariance.double(), cross_covariance.double()

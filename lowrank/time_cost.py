@@ -20,11 +20,12 @@ class TimeTable:
     """
     What the encoder of one Whisper takes on one machine, in microseconds per window.
 
-    machine : what was measured on, for people to read
-    stock : stock Whisper's encoder
-    rest : all but the projections, in the inference mode of LiteWhisper
-    products : from the (in_features, out_features) of a projection to the time at some ranks; the key "dense" stands
-        for the dense product
+    Args:
+        machine (`dict[str, Any]`): what was measured on, for people to read.
+        stock (`float`): stock Whisper's encoder.
+        rest (`float`): all but the projections, in the inference mode of LiteWhisper.
+        products (`dict[tuple[int, int], dict[int | str, float]]`): from the `(in_features, out_features)` of a
+            projection to the time at some ranks; the key `"dense"` stands for the dense product.
     """
 
     machine: dict[str, Any]

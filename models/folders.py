@@ -94,7 +94,7 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
         name (`str`): Hub id or folder.
 
     Returns:
-        The folder that holds them, and the contents of `config.json`.
+        `tuple[Path, dict[str, Any]]`: the folder that holds them, and the contents of `config.json`.
 
     Raises:
         InputError: there is no such model.
@@ -147,7 +147,8 @@ def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
         name (`str`): Hub id or folder.
 
     Returns:
-        The model, on the CPU, and a folder that holds its processor and generation files.
+        `tuple[WhisperForConditionalGeneration, Path]`: the model, on the CPU, and a folder that holds its processor and
+        generation files.
 
     Raises:
         InputError: as in `base_model_files`; or its files are damaged.
@@ -164,7 +165,8 @@ def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneratio
         name (`str`): Hub id or folder.
 
     Returns:
-        The model, on the CPU, and the folder that holds its other files, which a published checkpoint has few of.
+        `tuple[LiteWhisperForConditionalGeneration, Path]`: the model, on the CPU, and the folder that holds its other
+        files, which a published checkpoint has few of.
 
     Raises:
         InputError: it is not compressed, or its files are damaged.

@@ -39,7 +39,16 @@ def recorded(
 
 @torch.no_grad()
 def layer_inputs(encoder: WhisperEncoder, features: torch.Tensor) -> list[torch.Tensor]:
-    """What enters each encoder layer and, last, the final layer norm; each of shape = (batch, frames, d_model)."""
+    """
+    What enters each encoder layer and, last, the final layer norm.
+
+    Args:
+        encoder (`WhisperEncoder`): of a Whisper or LiteWhisper.
+        features (`torch.Tensor` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
+
+    Returns:
+        `list[torch.Tensor]`: each of shape `(batch, frames, d_model)`.
+    """
     inputs: list[torch.Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
@@ -62,11 +71,12 @@ def transcripts(
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual or English-only.
-        hidden (`torch.Tensor`): what its encoder gives, shape = (batch, frames, d_model).
+        hidden (`torch.Tensor` of shape `(batch, frames, d_model)`): what its encoder gives.
 
     Returns:
-        Tokens, shape = (batch, length); where in them the next token is a prediction of text or its end, of the same
-        shape; the language of each window, none for an English-only model.
+        `tuple[torch.Tensor, torch.Tensor, list[str]]`: tokens, of shape `(batch, length)`; where in them the next token
+        is a prediction of text or its end, of the same shape; the language of each window, none for an English-only
+        model.
     """
     settings: Any = model.generation_config
     encoded = BaseModelOutput(last_hidden_state=hidden)

@@ -44,10 +44,12 @@ class Destination(NamedTuple):
     """
     Where a model goes.
 
-    repo_id : str, as org/name
-    private : bool, whether a repository that is created may be seen by its owner only
-    revision : str, the branch, created where it is missing; main by default
-    create_pr : bool, whether the commit becomes a pull request instead
+    Args:
+        repo_id (`str`): as org/name.
+        private (`bool`, *optional*, defaults to `False`): whether a repository that is created may be seen by its owner
+            only.
+        revision (`str`, *optional*): the branch, created where it is missing; main by default.
+        create_pr (`bool`, *optional*, defaults to `False`): whether the commit becomes a pull request instead.
     """
 
     repo_id: str
@@ -111,7 +113,7 @@ def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -
     A card that somebody has edited is kept as it is.
 
     Returns:
-        The files to upload, relative to the folder.
+        `list[Path]`: the files to upload, relative to the folder.
 
     Raises:
         InputError: the folder is not complete, or a manifest is of another model.
@@ -142,7 +144,7 @@ def publish(folder: Path, destination: Destination, files: Sequence[Path]) -> Co
         files (`Sequence[Path]`): from `prepare_upload`.
 
     Returns:
-        What huggingface_hub says of the commit: `oid`, `commit_url`, `pr_url`.
+        `CommitInfo`: what huggingface_hub says of the commit: `oid`, `commit_url`, `pr_url`.
 
     Raises:
         InputError: as in `check_destination`, or the repository is public and was to be private.

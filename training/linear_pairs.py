@@ -12,8 +12,10 @@ class LinearPair(nn.Module):
     """
     What a `LowRankLinear` computes, as two `nn.Linear`: y = second(first(x)).
 
-    first : nn.Linear, in_features -> rank, without bias
-    second : nn.Linear, rank -> out_features
+    `first` goes from in_features to rank, without a bias, `second` from rank to out_features.
+
+    Args:
+        layer (`LowRankLinear`): with which it shares the bias.
     """
 
     def __init__(self, layer: LowRankLinear) -> None:
@@ -26,7 +28,7 @@ class LinearPair(nn.Module):
         self.second.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X : torch.Tensor, shape = (..., in_features); returns shape = (..., out_features)"""
+        """Takes x of shape `(..., in_features)`, gives y of shape `(..., out_features)`."""
         return self.second(self.first(x))
 
 

@@ -58,7 +58,7 @@ class LoraLowRankLinear(lora.Linear):
         return cast(LowRankLinear, self.get_base_layer())
 
     def _adapter(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """An adapter as factors, shapes (in_features, r) and (r, out_features), and its bias where it has one."""
+        """An adapter as factors of shapes `(in_features, r)` and `(r, out_features)`, and its bias where it has one."""
         first, second = (cast(nn.Linear, layers[name]) for layers in (self.lora_A, self.lora_B))
         bias = None if second.bias is None else second.bias.detach() * self.scaling[name]
         return first.weight.detach().t(), second.weight.detach().t() * self.scaling[name], bias
@@ -85,7 +85,7 @@ def low_rank_lora(config: LoraConfig, model: nn.Module) -> LoraConfig:
         model (`nn.Module`): the LiteWhisper that it is for.
 
     Returns:
-        The configuration, for `get_peft_model(model, low_rank_lora(config, model))`, and for
+        `LoraConfig`: the same, for `get_peft_model(model, low_rank_lora(config, model))`, and for
         `PeftModel.from_pretrained(model, folder, config=low_rank_lora(LoraConfig.from_pretrained(folder), model))`.
     """
     for layer_class in {type(module) for module in model.modules() if is_low_rank(module)}:

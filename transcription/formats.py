@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Segment:
-    """Text and when it is spoken, seconds from the start; `end` is None where the model did not say."""
+    """
+    Text and when it is spoken.
+
+    Args:
+        start (`float`): seconds from the start of the recording.
+        end (`float`, *optional*): likewise; `None` where the model did not say.
+        text (`str`): what is said.
+    """
 
     start: float
     end: float | None
@@ -18,12 +25,13 @@ class Transcript:
     """
     What was said in one recording, or why that is unknown.
 
-    index : int, its place among the sources
-    audio : str, the file, or the row of a dataset
-    duration : float, seconds of audio
-    text : str, all of it
-    segments : list of Segment, segments or words, as asked for
-    error : str, why it could not be read; then there is no text
+    Args:
+        index (`int`): its place among the sources.
+        audio (`str`): the file, or the row of a dataset.
+        duration (`float`, *optional*, defaults to 0): seconds of audio.
+        text (`str`, *optional*, defaults to `""`): all of it.
+        segments (`Sequence[Segment]`, *optional*): segments or words, as asked for.
+        error (`str`, *optional*): why it could not be read; then there is no text.
     """
 
     index: int

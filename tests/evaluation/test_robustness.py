@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 
+from lite_whisper.cli.evaluate import print_robustness
 from lite_whisper.evaluation.robustness import (
     Observation,
     Piece,
     compare,
     observe,
-    print_robustness,
     shifts,
     without_speech,
 )
