@@ -10,6 +10,7 @@ import torch
 from transformers import WhisperConfig
 
 from lite_whisper import convert
+from lite_whisper.cli import profile as command
 from lite_whisper.conversion import profile as time_table
 from lite_whisper.lowrank.time_cost import load_time_table
 
@@ -21,7 +22,7 @@ CALIBRATION = ROOT / "examples/digits/calibration"
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "profile.json"
-    assert time_table.main([str(MINIATURE), "--output", str(path)]) == 0
+    assert command.main([str(MINIATURE), "--output", str(path)]) == 0
     return path
 
 
@@ -51,9 +52,9 @@ def test_what_is_measured(monkeypatch) -> None:
 
 
 def test_errors(tmp_path: Path, capsys) -> None:
-    assert time_table.main([str(MINIATURE), "--output", str(tmp_path)]) == 1
+    assert command.main([str(MINIATURE), "--output", str(tmp_path)]) == 1
     assert "is a folder; give the name of a JSON file" in capsys.readouterr().err
-    assert time_table.main([str(tmp_path), "--output", str(tmp_path / "profile.json")]) == 1
+    assert command.main([str(tmp_path), "--output", str(tmp_path / "profile.json")]) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,11 +75,11 @@ def test_conversion(size: list[str], tmp_path: Path, capsys) -> None:
     speech.mkdir()
     for index in range(4):
         shutil.copy(CALIBRATION / f"calibration_{index:03}.flac", speech)
-    command = ["--model", str(MINIATURE), "--dataset", str(speech), "--num-samples", "4", "--rank-multiple", "4"]
-    command += ["--output", str(tmp_path / "lite"), *size]
-    assert convert.main([*command, "--profile", str(tmp_path / "elsewhere.json")]) == 1
+    arguments = ["--model", str(MINIATURE), "--dataset", str(speech), "--num-samples", "4", "--rank-multiple", "4"]
+    arguments += ["--output", str(tmp_path / "lite"), *size]
+    assert convert.main([*arguments, "--profile", str(tmp_path / "elsewhere.json")]) == 1
     assert "there is no file" in capsys.readouterr().err and not (tmp_path / "lite").exists()
-    assert convert.main([*command, "--profile", str(tmp_path / "profile.json")]) == 0
+    assert convert.main([*arguments, "--profile", str(tmp_path / "profile.json")]) == 0
     report = json.loads((tmp_path / "lite/compression.json").read_text())
     time = 1_000 + sum(
         np.interp(of_layer[name], [1, 64, 256], [5, 100, 400]) if name in of_layer else 300

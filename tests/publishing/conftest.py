@@ -9,7 +9,7 @@ import pytest
 from hub_stand_in import TOKEN, HubStandIn
 
 from lite_whisper import convert
-from lite_whisper.evaluation import command as evaluation
+from lite_whisper.cli import evaluate
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
@@ -60,7 +60,7 @@ def manifests(original: Path, base: Path, digits: Path, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("results")
     other = Path(shutil.copytree(digits, folder / "other:config:split"))
     arguments = [base, original, "--dataset", digits, other, "--output", folder / "results", "--normalizer", "basic"]
-    assert evaluation.main([str(argument) for argument in arguments]) == 0
+    assert evaluate.main([str(argument) for argument in arguments]) == 0
     return sorted((folder / "results").glob("MODEL_*.jsonl"), key=lambda path: "lite" in path.name)
 
 

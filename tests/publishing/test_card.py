@@ -14,11 +14,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from lite_whisper.arguments import parse_arguments
+from lite_whisper.cli.convert import build_parser, parse_arguments
+from lite_whisper.cli.publish import main
 from lite_whisper.evaluation.report import score
 from lite_whisper.models.published import PUBLISHED
 from lite_whisper.publishing.card import card_data, is_rendered, recipe_command, render_card, write_evaluation
-from lite_whisper.publishing.command import main
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "card_metadata.schema.json").read_text())
@@ -60,7 +60,7 @@ def test_the_card_of_a_conversion(original: Path, digits: Path) -> None:
 
 def test_the_figures_of_the_card_are_those_of_the_manifests(lite: Path, manifests: list[Path], monkeypatch) -> None:
     """Of this model as metadata, of all as a table, with the sets kept apart."""
-    monkeypatch.setattr("lite_whisper.publishing.command.publish", lambda folder, *_: Published)
+    monkeypatch.setattr("lite_whisper.cli.publish.publish", lambda folder, *_: Published)
     assert main([str(lite), "org/name", "--manifests", *map(str, manifests)]) == 0
     found = check_metadata(lite / "README.md")
     evaluations = score(manifests)
@@ -106,7 +106,7 @@ def test_manifests_of_other_weights_are_refused(lite: Path, manifests: list[Path
 
 
 def test_a_card_that_was_edited_is_kept(lite: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("lite_whisper.publishing.command.publish", lambda folder, *_: Published)
+    monkeypatch.setattr("lite_whisper.cli.publish.publish", lambda folder, *_: Published)
     assert main([str(lite), "org/name"]) == 0
     assert "# org/name" in (lite / "README.md").read_text()
     edited = (lite / "README.md").read_text() + "\nMy own words.\n"
@@ -143,7 +143,7 @@ def test_the_command_on_the_card_repeats_the_compression(original: Path) -> None
     said, _ = card_data(original)
     command = recipe_command(original.name, said)
     assert command and command in (original / "README.md").read_text()
-    arguments = parse_arguments(shlex.split(command)[2:])
+    arguments = parse_arguments(build_parser("convert"), shlex.split(command)[2:]).settings
     assert arguments.recipe == "liteasr" and list(arguments.thresholds) == said["recipe"]["thresholds"]
     assert {name: getattr(arguments, name) for name in ("num_samples", "seed", "dtype", "rank_multiple")} == {
         "num_samples": said["calibration"]["num_samples"],
@@ -177,7 +177,7 @@ def test_the_family_is_as_its_data_say(card: Path) -> None:
     base = data["base_model"].removeprefix("openai/")
     command = recipe_command(card.parent.name, data)
     assert command and command in card.read_text()
-    arguments = parse_arguments(shlex.split(command)[2:])
+    arguments = parse_arguments(build_parser("convert"), shlex.split(command)[2:]).settings
     assert arguments.model == data["base_model"] and arguments.output == Path(card.parent.name)
     preset = {"acc": "acc", "fast": "fast"}.get(card.parent.name.rpartition("-")[2], "plain")
     assert arguments.encoder_params == pytest.approx(1e6 * PUBLISHED[base][preset][0], rel=0.1)

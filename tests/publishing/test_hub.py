@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hub_stand_in import TOKEN, Fault, HubStandIn, Repository, Snapshot, contents
 
-from lite_whisper import cli
-from lite_whisper.publishing.command import main
+from lite_whisper.cli import lite_whisper_commands
+from lite_whisper.cli.publish import main
 
 NAME = "org/lite-digits"
 LITE_WHISPER = str(Path(sys.executable).with_name("lite-whisper"))
@@ -222,12 +222,12 @@ def test_convert_checks_the_login_first_and_publishes_last(
     command += ["--push-to-hub", NAME, "--output", tmp_path / "lite"]
     monkeypatch.setattr(sys, "argv", ["lite-whisper", "convert", *map(str, command)])
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
-    assert cli.main() == 1
+    assert lite_whisper_commands.main() == 1
     assert "hf auth login" in capsys.readouterr().err
     assert not (tmp_path / "lite").exists()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.faults = [Fault(STEPS["commit"], 403)]
-    assert cli.main() == 1
+    assert lite_whisper_commands.main() == 1
     assert f"lite-whisper publish {tmp_path / 'lite'} {NAME}" in capsys.readouterr().err
     hub.faults = []
     assert main([str(tmp_path / "lite"), NAME]) == 0

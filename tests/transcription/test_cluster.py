@@ -12,8 +12,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from lite_whisper.transcription import transcriber as runner
-from lite_whisper.transcription.command import main
+from lite_whisper.cli.transcribe import main
+from lite_whisper.transcription import transcriber
 from lite_whisper.transcription.formats import Transcript
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -36,7 +36,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(recordings: Path) -> Iterator[None]:
     """Two nodes of one processor each, in whose folders relative names lead nowhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "CHUNK", 2)
+        patch.setattr(transcriber, "CHUNK", 2)
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         nodes.add_node(num_cpus=1)
         patch.setenv("RAY_ADDRESS", nodes.address)
@@ -85,7 +85,7 @@ def is_actor(process: psutil.Process) -> bool:
 
 
 def test_a_cluster_goes_on_with_what_was_begun_without(undisturbed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    append, calls = runner.append, []
+    append, calls = transcriber.append, []
 
     def interrupted(path: Path, found: list) -> None:
         calls.append(len(found))
@@ -93,9 +93,9 @@ def test_a_cluster_goes_on_with_what_was_begun_without(undisturbed: Path, tmp_pa
             raise KeyboardInterrupt
         append(path, found)
 
-    monkeypatch.setattr(runner, "append", interrupted)
+    monkeypatch.setattr(transcriber, "append", interrupted)
     assert transcribe(tmp_path / "out.jsonl") == 130
-    monkeypatch.setattr(runner, "append", append)
+    monkeypatch.setattr(transcriber, "append", append)
     (tmp_path / "out.jsonl.unfinished/transcripts.jsonl").open("ab").write(b'{"index": 3, "aud')
     assert transcribe(tmp_path / "out.jsonl", "--ray") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
@@ -104,6 +104,6 @@ def test_a_cluster_goes_on_with_what_was_begun_without(undisturbed: Path, tmp_pa
 def test_what_another_node_refuses_is_told_in_one_line(undisturbed: Path, tmp_path: Path, capsys) -> None:
     kept = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
     kept.parent.mkdir()
-    runner.append(kept, [Transcript(0, "other.wav")])
+    transcriber.append(kept, [Transcript(0, "other.wav")])
     assert transcribe(tmp_path / "out.jsonl", "--ray") == 1
     assert "holds other.wav in the place of recordings/" in capsys.readouterr().err.strip().splitlines()[-1]

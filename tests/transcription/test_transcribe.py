@@ -11,9 +11,10 @@ import pytest
 import soundfile
 from transformers import pipeline
 
-from lite_whisper.transcription import transcriber as runner
-from lite_whisper.transcription.command import file_names, main
+from lite_whisper.cli.transcribe import main
+from lite_whisper.transcription import transcriber
 from lite_whisper.transcription.formats import Segment, Transcript, to_srt, to_txt, to_vtt
+from lite_whisper.transcription.output import file_names
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = EXAMPLES / "whisper-digits"
@@ -47,7 +48,7 @@ def expected(recordings: Path) -> dict[str, dict]:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(runner, "CHUNK", 4)
+    monkeypatch.setattr(transcriber, "CHUNK", 4)
 
 
 def transcribe(recordings: Path, output: Path, *options: str) -> int:
@@ -85,7 +86,7 @@ def test_one_line_for_each_recording(recordings: Path, expected: dict[str, dict]
 def test_an_interrupted_run_goes_on(
     stopped_at: int, recordings: Path, undisturbed: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    append, calls = runner.append, []
+    append, calls = transcriber.append, []
 
     def interrupted(path: Path, found: list) -> None:
         calls.append(len(found))
@@ -93,7 +94,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         append(path, found)
 
-    monkeypatch.setattr(runner, "append", interrupted)
+    monkeypatch.setattr(transcriber, "append", interrupted)
     assert transcribe(recordings, tmp_path / "out.jsonl") == 130
     assert not (tmp_path / "out.jsonl").exists()
     stored = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
@@ -101,11 +102,13 @@ def test_an_interrupted_run_goes_on(
         with stored.open("ab") as file:
             file.write(b'{"index": 3, "aud')  # as a power cut would leave it
     # Other options are refused, and nothing is lost by that.
-    monkeypatch.setattr(runner, "append", append)
+    monkeypatch.setattr(transcriber, "append", append)
     assert transcribe(recordings, tmp_path / "out.jsonl", "--timestamps", "word") == 1
     assert "timestamps segment there, word here" in capsys.readouterr().err
     read = []
-    monkeypatch.setattr(runner, "_transcript", lambda r, result, f=runner._transcript: read.append(r) or f(r, result))
+    monkeypatch.setattr(
+        transcriber, "_transcript", lambda r, result, f=transcriber._transcript: read.append(r) or f(r, result)
+    )
     assert transcribe(recordings, tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
     assert len(read) <= 12 - sum(calls[:stopped_at]) + 2  # a batch of which a part was done runs again
@@ -158,7 +161,7 @@ def test_nothing_readable(samples: np.ndarray, reason: str, tmp_path: Path, caps
     ("output", "options", "reason"),
     [
         ("out.srt", [], "holds one recording and there may be several"),
-        ("exists.jsonl", [], "choose another --output or --overwrite"),
+        ("exists.jsonl", [], "choose another output, or replace it (--overwrite)"),
         ("full", ["--format", "srt"], "holds something"),
     ],
 )
@@ -192,7 +195,7 @@ def test_without_ray(recordings: Path, tmp_path: Path, monkeypatch, capsys) -> N
     monkeypatch.delitem(sys.modules, "lite_whisper.transcription.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert transcribe(recordings, tmp_path / "out.jsonl", "--ray") == 1
-    assert re.search(r"error: --ray needs Ray .*pip install 'ray\[data\]'", capsys.readouterr().err)
+    assert re.search(r"error: a cluster needs Ray .*pip install 'ray\[data\]' \(--ray\)", capsys.readouterr().err)
 
 
 def test_formats() -> None:
