@@ -70,7 +70,7 @@ Run = Callable[[], Any]
 """One pass over a given batch."""
 
 Prepare = Callable[[torch.Tensor], Run]
-"""Puts features, shape = (batch, num_mel_bins, 3000), where a contender wants them."""
+"""Puts features of shape `(batch, num_mel_bins, 3000)` where a contender wants them."""
 
 Builder = Callable[[WhisperEncoder, Path], nn.Module | Prepare]
 """Makes a contender from an encoder and a folder for its files; one that is a module runs end to end as well."""
@@ -207,7 +207,7 @@ class PublishedPair(nn.Module):
         self.weight1, self.weight2, self.bias = pair.weight1, pair.weight2, pair.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X : torch.Tensor, shape = (..., in_features); returns shape = (..., out_features)"""
+        """Takes x of shape `(..., in_features)`, gives y of shape `(..., out_features)`."""
         return (x @ self.weight1) @ self.weight2 + self.bias
 
 

@@ -60,7 +60,7 @@ class Test:
     normalize: Callable[[str], str]
 
     def errors(self, model: WhisperForConditionalGeneration) -> np.ndarray:
-        """Word errors of each string, summed over its noisy copies; shape = (strings,)"""
+        """Word errors of each string, summed over its noisy copies, of shape `(strings,)`."""
         texts = transcribe(model, self.processor, self.clips, batch_size=50).texts
         pairs = [
             (self.normalize(clip.text or ""), self.normalize(text))
@@ -71,7 +71,7 @@ class Test:
 
     @property
     def words(self) -> np.ndarray:
-        """Words of each string, summed over its noisy copies; shape = (strings,)"""
+        """Words of each string, summed over its noisy copies, of shape `(strings,)`."""
         counts = [len(self.normalize(clip.text or "").split()) for clip in self.clips]
         return np.array(counts).reshape(-1, self.strings).sum(axis=0)
 

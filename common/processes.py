@@ -54,7 +54,7 @@ def shard(items: Iterable[T]) -> Iterator[T]:
 
 
 def global_index(index: int) -> int:
-    """Which place an item of `share` has among the items of all."""
+    """Which place an item of `shard` has among the items of all."""
     state = PartialState()
     return index * state.num_processes + state.process_index
 

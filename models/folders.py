@@ -50,7 +50,7 @@ def fingerprint(model: WhisperForConditionalGeneration) -> str:
 
 
 @contextmanager
-def _damage_told(name: str) -> Iterator[None]:
+def _damage_explained(name: str) -> Iterator[None]:
     """Makes an `InputError` of whatever transformers raises over damaged files, most of which it does not check."""
     try:
         yield
@@ -68,7 +68,7 @@ def _load(model_class: type[Model], name: str, folder: Path) -> Model:
     Raises:
         InputError: the files are damaged, weights are missing, left over or not finite.
     """
-    with _damage_told(name):
+    with _damage_explained(name):
         loaded: Any = model_class.from_pretrained(name, dtype="auto", use_safetensors=True, output_loading_info=True)
         model, report = loaded
         if (folder / "generation_config.json").exists():  # transformers does without a damaged one
@@ -111,7 +111,7 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
                 f"cannot find {name}: it is no folder here, and as a Hub id: {error} "
                 "Give a folder, or a Hub id such as openai/whisper-small"
             ) from error
-    with _damage_told(name):
+    with _damage_explained(name):
         return folder, dict(PreTrainedConfig.get_config_dict(folder)[0])  # JSON may hold something else
 
 
@@ -130,7 +130,7 @@ def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
             f"{name} is a {config.get('model_type', 'model of unknown type')}, not a Whisper; "
             "give a Whisper in the format of transformers, for example openai/whisper-small"
         )
-    with _damage_told(name):
+    with _damage_explained(name):
         LiteWhisperConfig(**config)  # checks more than WhisperConfig
     if not {"preprocessor_config.json", "processor_config.json"} & {path.name for path in folder.iterdir()}:
         raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
@@ -226,7 +226,7 @@ def load_processor(folder: Path) -> WhisperProcessor:
     Raises:
         InputError: its files are damaged.
     """
-    with _damage_told(str(folder)):
+    with _damage_explained(str(folder)):
         return WhisperProcessor.from_pretrained(folder)
 
 
