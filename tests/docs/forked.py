@@ -44,9 +44,10 @@ def load_everything() -> None:
     for name in ("pipeline", "Seq2SeqTrainer", "WhisperForConditionalGeneration", "WhisperProcessor", "AutoProcessor"):
         getattr(transformers, name)
     root = Path(lite_whisper.__file__).parent
-    for folder in ("conversion", "evaluation", "publishing", "training", "transcription"):
+    for folder in ("cli", "conversion", "evaluation", "publishing", "training", "transcription"):
         for file in sorted((root / folder).glob("*.py")):
-            __import__(f"lite_whisper.{folder}.{file.stem}")
+            if file.stem != "__main__":
+                __import__(f"lite_whisper.{folder}.{file.stem}")
 
 
 def become(language: str, text: str) -> int:
