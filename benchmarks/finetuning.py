@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from quality import MULTIPLE, Test, write_table
 
-from lite_whisper import convert
 from lite_whisper.audio import AudioDataset
+from lite_whisper.conversion import ConversionSettings, convert
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.models.folders import load_model
@@ -32,10 +32,9 @@ OPTIONS = ["--max_steps", "60", "--learning_rate", "1e-4", "--warmup_steps", "6"
 
 def compressed(digits: Path, ratio: float, folder: Path) -> Path:
     """The miniature at a share of its encoder's parameters."""
-    command = ["--model", MINIATURE, "--dataset", digits / "calibration", "--ratio", ratio, "--output", folder]
-    if convert.main([str(word) for word in [*command, "--rank-multiple", MULTIPLE]]):
-        raise SystemExit(1)
-    return folder
+    dataset = [str(digits / "calibration")]
+    settings = ConversionSettings(str(MINIATURE), folder, dataset, ratio=ratio, rank_multiple=MULTIPLE)
+    return convert(settings).folder
 
 
 def fine_tuned(model: Path, digits: Path, folder: Path, options: list[str]) -> Path:

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from lite_whisper.arguments import NOISE, noise_range
 from lite_whisper.audio import AudioDataset, Clip, feature_batches
 from lite_whisper.audio.windows import with_noise
+from lite_whisper.cli.options import noise_range
+from lite_whisper.conversion.settings import NOISE
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors

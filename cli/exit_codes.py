@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -30,6 +31,9 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
         `int`: the exit code.
     """
     logging.basicConfig(format="%(message)s")
+    # What transformers warns of, and shows the progress of, whoever runs a command can do nothing about.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
         with logging_redirect_tqdm():
             command()

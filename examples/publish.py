@@ -5,9 +5,12 @@ from pathlib import Path
 
 import soundfile
 from transformers import pipeline
+from transformers.utils import logging
 
 from lite_whisper.publishing.hub import Destination, prepare_upload, publish
 
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 folder, name, file = sys.argv[1:]
 commit = publish(Path(folder), Destination(name), prepare_upload(Path(folder), name))
 

@@ -9,7 +9,7 @@ import sys
 
 from ray.cluster_utils import Cluster
 
-from lite_whisper.transcription.command import main
+from lite_whisper.cli.transcribe import main
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 try:

@@ -5,7 +5,10 @@ import sys
 import soundfile
 import soxr
 from transformers import pipeline
+from transformers.utils import logging
 
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 model, file = sys.argv[1:]
 samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
 audio = soxr.resample(samples.mean(axis=1), rate, 16_000)

@@ -80,7 +80,13 @@ def transcripts(
     """
     settings: Any = model.generation_config
     encoded = BaseModelOutput(last_hidden_state=hidden)
-    greedy: dict[str, Any] = {"encoder_outputs": encoded, "num_beams": 1, "do_sample": False}
+    mask = torch.ones(len(hidden), 2 * hidden.shape[1], dtype=torch.long, device=hidden.device)  # of mel frames
+    greedy: dict[str, Any] = {
+        "encoder_outputs": encoded,
+        "attention_mask": mask,
+        "num_beams": 1,
+        "do_sample": False,
+    }
     prefix = torch.full((len(hidden), 1), settings.decoder_start_token_id, device=hidden.device)
     spoken: list[str] = []
     if getattr(settings, "is_multilingual", False):

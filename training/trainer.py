@@ -125,6 +125,7 @@ def training_arguments(
         logging_steps=interval,
         logging_nan_inf_filter=False,
         report_to="none",
+        disable_tqdm=False,
         use_cpu=device.type == "cpu",
     )
 
