@@ -1,43 +1,83 @@
-# `make demo` shows the whole program on the bundled miniature, `make test` checks it, `make bench` measures error rates and
-# speed in a few minutes, `make cards` renders model_cards/ anew; each makes .venv where it is missing.
+# `make demo` shows the whole program on the bundled miniature. `make check` takes less than three minutes, `make test`
+# runs everything, `make docs` builds the site. `make bench` measures error rates and speed, `make cards` renders
+# model_cards/ anew. Each makes the environments that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
+NEW := .venv-wheel/bin
+PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: demo test bench cards
+# A process of pytest for each core, a file of tests at a time; numbers are added in one order whatever else runs.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Runs under both major versions of transformers; torchao is installed beside the old one only.
+BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py
+COMMANDS := tests/docs/test_commands.py
 
-.venv/installed: setup.py
+.PHONY: demo check test docs wheel bench cards lint test-rest test-commands
+
+.venv/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pip install $(PIP_QUIET) --constraint constraints.txt torch
+	$(BIN)/pip install $(PIP_QUIET) --constraint constraints.txt --editable '.[test,docs]'
+	# transformers imports torchao wherever it finds it; one program of the site asks for it.
+	$(BIN)/pip install $(PIP_QUIET) --upgrade --target .venv/torchao --no-deps torchao==0.18.0
 	mkdir -p .venv/typecheck && ln -sfn ../.. .venv/typecheck/lite_whisper
 	touch $@
 
 # The files that travel to the Hub must also run under the last transformers 4, which cannot be installed beside datasets 5.
-.venv-4.57/installed: Makefile
+.venv-4.57/installed: tests/compatibility/constraints.txt
 	$(PYTHON) -m venv .venv-4.57
-	$(OLD)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(OLD)/pip install --quiet --disable-pip-version-check 'transformers==4.57.*' accelerate peft pytest pytest-xdist soundfile torchao
+	$(OLD)/pip install $(PIP_QUIET) --constraint $< torch
+	$(OLD)/pip install $(PIP_QUIET) --constraint $< transformers accelerate peft pytest pytest-xdist soundfile torchao
 	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
+	touch $@
+
+# What a user gets from `pip install lite-whisper`, apart from the package itself.
+.venv-wheel/installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv-wheel
+	$(NEW)/pip install $(PIP_QUIET) --constraint constraints.txt torch
+	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
+	$(NEW)/pip install $(PIP_QUIET) --constraint constraints.txt build/wheel/*.whl
 	touch $@
 
 demo: .venv/installed
 	$(BIN)/python convert.py --ratio 0.25 --overwrite
 	$(BIN)/python examples/transcribe.py build/lite-whisper-digits examples/digits/test/test_000.flac
 
-test: .venv/installed .venv-4.57/installed
+lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
-	# The commands of the README, which come one after the other, take as long as all the rest: they run beside it.
-	export OMP_NUM_THREADS=1; $(BIN)/pytest tests/test_readme.py & readme=$$!; \
-	$(BIN)/pytest tests --ignore tests/test_readme.py -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder; rest=$$?; \
-	wait $$readme && exit $$rest
+	PYTHONPATH=.venv/typecheck $(BIN)/lint-imports
+
+check: lint
+	$(PYTEST) tests -m "not slow" $(SPREAD) --ignore tests/faults --ignore tests/fuzzing --ignore $(COMMANDS)
+
+test: lint .venv-4.57/installed .venv-wheel/installed
+	# The commands of the site, which come one after the other, take as long as all the rest: they run beside it.
+	MAKEFLAGS= $(MAKE) --no-print-directory --jobs 2 test-rest test-commands
+
+test-rest:
+	$(PYTEST) tests --ignore $(COMMANDS) $(SPREAD) --durations=10
+
+test-commands:
+	$(PYTEST) $(COMMANDS) --durations=10
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/compatibility -n auto --maxprocesses 4
+	$(PYTEST) tests/compatibility -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -n auto --maxprocesses 4
-	PYTHONPATH=.venv-4.57/package $(OLD)/pytest tests/training
+	OMP_NUM_THREADS=1 PYTHONPATH=.venv-4.57/package $(OLD)/pytest $(BOTH) tests/training/test_torchao.py
+	$(MAKE) --no-print-directory wheel
+
+# The package as it is now, in an environment without a clone.
+wheel: .venv/installed .venv-wheel/installed
+	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
+	$(NEW)/pip install $(PIP_QUIET) --no-deps --force-reinstall build/wheel/*.whl
+	$(PYTEST) tests/wheel
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/quality.py --calibration-seeds 1 --noise-seeds 1

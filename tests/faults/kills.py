@@ -35,7 +35,7 @@ import torch
 from safetensors import serialize_file
 from tqdm import tqdm
 
-from lite_whisper.cli import COMMANDS
+from lite_whisper.cli.lite_whisper_commands import load
 from lite_whisper.common import tensor_files as storage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -228,7 +228,7 @@ class Workplace:
                 points = Points(work, kill.point if kill else None, generator or random.Random(0))
                 if before:
                     before()
-                code = COMMANDS[command](options, f"lite-whisper {command}")
+                code = load(command)(options, f"lite-whisper {command}")
                 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
                 print(f"\npoints {points.count}")
             except SystemExit as end:  # argparse

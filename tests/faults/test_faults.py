@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import subprocess
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ import pytest
 import torch
 from kills import CALIBRATION, MODEL, TEST, contents, differences
 
-from lite_whisper import audio
-from lite_whisper.cli import COMMANDS
-from lite_whisper.common.errors import InputError, exit_code
+from lite_whisper.audio import sources
+from lite_whisper.cli.exit_codes import run as exit_code
+from lite_whisper.cli.lite_whisper_commands import load
+from lite_whisper.common.errors import InputError
 from lite_whisper.common.files import check_output_folder, temporary_name, tidy, unfinished
 from lite_whisper.common.journal import append, drop_torn_line
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
@@ -41,27 +43,19 @@ STAGES = {
 }
 # What is called when nothing is left to do but to write the result.
 LAST = {
-    "convert": "lite_whisper.convert.save_model_folder",
-    "evaluate": "lite_whisper.evaluation.command.report",
-    "recover": "lite_whisper.training.command.save_model_folder",
-    "transcribe": "lite_whisper.transcription.command.write",
+    "convert": "lite_whisper.conversion.convert.save_model_folder",
+    "evaluate": "lite_whisper.cli.evaluate.report",
+    "recover": "lite_whisper.conversion.recover.save_model_folder",
+    "transcribe": "lite_whisper.transcription.output.Output.write",
 }
+CHUNKED = ("evaluation.evaluate", "transcription.transcriber")
 OUTPUTS = {"convert": "lite", "recover": "recovered", "transcribe": "out.jsonl"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order of sums, and with it the last digit, shall not depend on the load of the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
-    for stage in ("evaluation", "transcription"):
-        monkeypatch.setattr(f"lite_whisper.{stage}.runner.CHUNK", 2)
+    for module in CHUNKED:
+        monkeypatch.setattr(f"lite_whisper.{module}.CHUNK", 2)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +78,8 @@ def stages(inputs: Path, tmp_path_factory) -> dict[str, tuple[Path, dict[str, An
     """Of each stage what a run leaves that is interrupted before its end, and what the next one makes of it."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        for chunks in ("evaluation", "transcription"):
-            patch.setattr(f"lite_whisper.{chunks}.runner.CHUNK", 2)
+        for module in CHUNKED:
+            patch.setattr(f"lite_whisper.{module}.CHUNK", 2)
         for stage in STAGES:
             folder = tmp_path_factory.mktemp(stage)
             patch.chdir(folder)
@@ -111,7 +105,7 @@ def command(stage: str, inputs: Path) -> str:
 def run(line: str) -> int:
     """Runs a command line in this process; returns the exit code."""
     name, *options = line.split()
-    return COMMANDS[name](options, f"lite-whisper {name}")
+    return load(name)(options, f"lite-whisper {name}")
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -157,7 +151,12 @@ def test_a_disk_too_full_for_hidden_states(base_model, calibration_batches, monk
     monkeypatch.setattr(sequential, "IN_MEMORY", 0)
     ranks, sensitivities = [{}] * 6, Sensitivities([{}] * 6, Counter())
     with no_file_beyond(100_000):
-        assert exit_code(lambda: sequential.refit(base_model, calibration_batches[:1], ranks, sensitivities)) == 1
+        assert (
+            exit_code(
+                ArgumentParser(), lambda: sequential.refit(base_model, calibration_batches[:1], ranks, sensitivities)
+            )
+            == 1
+        )
     assert "free some space or choose another disk" in error_of(capsys)
 
 
@@ -172,7 +171,7 @@ def test_a_disk_too_full_for_hidden_states(base_model, calibration_batches, monk
 def test_a_disk_that_is_full_for_torch(write: Callable[[Path], Any], tmp_path: Path, capsys) -> None:
     """Its exceptions do not say so by their type."""
     with no_file_beyond(1_000_000):
-        assert exit_code(lambda: write(tmp_path / "tensor")) == 1
+        assert exit_code(ArgumentParser(), lambda: write(tmp_path / "tensor")) == 1
     assert "free some space or choose another disk" in error_of(capsys)
 
 
@@ -265,7 +264,7 @@ def test_no_flipped_bit_in_tensors_goes_unnoticed(tmp_path: Path, moments) -> No
     save_layer(factors, tmp_path / "layer.safetensors", {"seed": 1})
     save_moments(moments[:1], tmp_path / "moments.safetensors", {"seed": 1})
     generator, damaged = random.Random(0), tmp_path / "damaged.safetensors"
-    for name, load in (
+    for name, read in (
         ("layer.safetensors", lambda: load_layer(damaged, {"seed": 1})),
         ("moments.safetensors", lambda: load_moments(damaged)),
     ):
@@ -275,7 +274,7 @@ def test_no_flipped_bit_in_tensors_goes_unnoticed(tmp_path: Path, moments) -> No
         for place in generator.sample(sorted(places), 40):
             damaged.write_bytes(flip(data, place, generator.randrange(8)))
             with pytest.raises(InputError, match="remove"):
-                load()
+                read()
 
 
 def test_no_flipped_bit_in_lines_goes_unnoticed(tmp_path: Path) -> None:
@@ -326,13 +325,13 @@ def stream(monkeypatch) -> Iterator[dict[str, Any]]:
 
         def as_streaming_dataset(self, split: str) -> datasets.IterableDataset:
             features = datasets.Features({"audio": datasets.Audio(), "text": datasets.Value("string")})
-            plain = datasets.Features({"audio": audio._StoredAudio(decode=False), "text": datasets.Value("string")})
+            plain = datasets.Features({"audio": sources._StoredAudio(decode=False), "text": datasets.Value("string")})
             made = datasets.IterableDataset.from_generator(rows, features=plain)
             made._info.features = features
             return made
 
-    monkeypatch.setattr(audio.datasets, "get_dataset_split_names", lambda *_: ["test"])
-    monkeypatch.setattr(audio.datasets, "load_dataset_builder", lambda *_: Builder())
+    monkeypatch.setattr(sources.datasets, "get_dataset_split_names", lambda *_: ["test"])
+    monkeypatch.setattr(sources.datasets, "load_dataset_builder", lambda *_: Builder())
     yield faults
 
 

@@ -14,10 +14,9 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_whisper import audio
-from lite_whisper.audio import AudioDataset, decode
+from lite_whisper.audio import AudioDataset, decode, decoding
+from lite_whisper.cli.transcribe import main as transcribe
 from lite_whisper.common.errors import InputError
-from lite_whisper.transcription.command import main as transcribe
 
 MINIATURE = Path(__file__).parents[2] / "examples/whisper-digits"
 NOISE = np.random.default_rng(0).normal(scale=0.1, size=(4000, 2)).astype(np.float32)
@@ -140,7 +139,7 @@ def test_blocks_leave_no_trace(form: str, rate: int, monkeypatch) -> None:
     content = encoded(form, np.tile(NOISE, (5, 1)), rate)
     stereo, _ = soundfile.read(io.BytesIO(content), dtype="float32")
     mono = stereo.mean(axis=1)
-    monkeypatch.setattr(audio, "BLOCK", 1234)
+    monkeypatch.setattr(decoding, "BLOCK", 1234)
     expected = mono if rate == 16_000 else soxr.resample(mono, rate, 16_000)
     np.testing.assert_allclose(samples_or_reason(content), expected, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Factors as ordinary linear layers: exact, reversible, and what torchao and PEFT make of them."""
+"""Factors as ordinary linear layers: exact, reversible, and what PEFT makes of them."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from random_models import encode, random_model, train
 from torch import nn
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
 from lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
 from lite_whisper.training.linear_pairs import LinearPair, from_linear_pairs, to_linear_pairs
@@ -40,20 +39,6 @@ def test_there_and_back_is_exact(lite, features, tmp_path: Path) -> None:
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert not lite.get_encoder().layers[0].fc1.weight1.requires_grad
     assert lite.get_encoder().layers[0].fc1.weight2.requires_grad
-
-
-@pytest.mark.parametrize("scheme", [Int8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig])
-def test_torchao_quantises_the_factors(lite, features, scheme) -> None:
-    expected = encode(lite, features)
-    to_linear_pairs(lite)
-    encoder = lite.get_encoder()
-    quantize_(encoder, scheme())
-    first = encoder.layers[0].fc1.first.weight
-    assert type(first) is not nn.Parameter and "Int8" in type(first).__name__ + repr(first)
-    result = encode(lite, features)
-    assert 0 < float((result - expected).norm() / expected.norm()) < 0.1
-    with pytest.raises(ValueError, match="before quantising"):
-        from_linear_pairs(lite)
 
 
 def test_lora_on_the_factors_keeps_the_rank(lite, features, tmp_path: Path) -> None:

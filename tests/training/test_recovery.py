@@ -34,15 +34,6 @@ AUDIO = ROOT / "examples/digits/calibration"
 SHORT = Recovery(steps=10, variants=1, batch_size=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The order of sums, and with it the last digit, shall not depend on the load of the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def lite(base_model, moments) -> LiteWhisperForConditionalGeneration:
     """A strongly compressed miniature."""

@@ -36,7 +36,7 @@ PROGRAM = f"""
 import os, signal, sys
 from accelerate import PartialState
 from lite_whisper import convert
-from lite_whisper.evaluation import command
+from lite_whisper.cli import evaluate
 from lite_whisper.evaluation import evaluate as runner
 from lite_whisper.lowrank import sequential
 
@@ -52,7 +52,7 @@ if "--break" in sys.argv:
     sequential.regress = broken
 runner.CHUNK = 3
 code = convert.main({[str(word) for word in CONVERT]})
-sys.exit(code or command.main({[str(word) for word in EVALUATE]}))
+sys.exit(code or evaluate.main({[str(word) for word in EVALUATE]}))
 """
 
 

@@ -17,9 +17,10 @@ import yaml
 from hub_stand_in import HubStandIn
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from lite_whisper.cli import score
+from lite_whisper.cli.evaluate import SETS, build_parser, main, settings_from
 from lite_whisper.conversion.saving import save_model_folder
-from lite_whisper.evaluation import command
-from lite_whisper.evaluation.command import main, main_score, parse_arguments
+from lite_whisper.evaluation.comparison import EvaluationSettings
 from lite_whisper.evaluation.manifest import read_manifest
 from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
 
@@ -99,7 +100,7 @@ def test_score_gives_the_same_figures(results: Path, tmp_path: Path, capsys) -> 
     folder = shutil.copytree(results, tmp_path / "results")
     (folder / "summary.csv").unlink()
     manifests = [str(folder / f"MODEL_{r['model']}_DATASET_{r['dataset']}.jsonl") for r in figures(results)]
-    assert main_score([*manifests, "--json", str(tmp_path / "f.json")]) == 0
+    assert score.main([*manifests, "--json", str(tmp_path / "f.json")]) == 0
     assert figures(tmp_path) == figures(results)
     assert (folder / "summary.csv").read_bytes() == (results / "summary.csv").read_bytes()
     said = capsys.readouterr().out
@@ -128,7 +129,7 @@ def test_a_finished_run_is_not_repeated_and_changes_are_refused(
 @pytest.mark.parametrize(
     ("column", "options", "message"),
     [
-        ("words", [], "its columns are file_name, words, speaker; name the column with --text-column"),
+        ("words", [], "its columns are file_name, words, speaker; name the column that holds them, or another dataset (--text-column)"),
         ("words", ["--text-column", "spoken"], "has no transcripts in spoken: its columns are file_name, words"),
         ("words", ["--text-column", "words"], None),
     ],
@@ -157,14 +158,16 @@ def test_two_models_of_one_name(digits: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_normalizer_language_and_leaderboard_sets() -> None:
-    common = ["openai/whisper-small", "--dataset"]
-    assert parse_arguments([*common, "x"], "p").normalizer == "english"
-    german = parse_arguments([*common, "x", "--language", "German"], "p")
-    assert (german.language, german.normalizer) == ("de", "basic")
-    sets = parse_arguments([*common, "esb"], "p").dataset
+    def settings(*words: str) -> EvaluationSettings:
+        return settings_from(build_parser("p").parse_args(["openai/whisper-small", "--dataset", *words]))
+
+    assert settings("x").normalizer == "english"
+    german = settings("x", "--language", "German")
+    assert (german.decoding.language, german.normalizer) == ("de", "basic")
+    sets = settings("esb").dataset
     assert len(sets) == 8 and all(name.startswith("hf-audio/esb-datasets-test-only-sorted:") for name in sets)
     with pytest.raises(SystemExit):
-        parse_arguments([*common, "x", "--language", "klingon"], "p")
+        settings("x", "--language", "klingon")
 
 
 def test_the_leaderboards_sets_by_their_hub_id(digits: Path, tmp_path: Path, monkeypatch) -> None:
@@ -185,9 +188,9 @@ def test_the_leaderboards_sets_by_their_hub_id(digits: Path, tmp_path: Path, mon
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: ami\n  data_files:\n  - split: test\n    path: ami/test-*\n---\n"
     )
-    source = command.SETS["esb"][1]
+    source = SETS["esb"][1]
     with HubStandIn({}, {source.split(":")[0]: folder}) as hub:
-        script = "import sys; from lite_whisper.cli import main; sys.exit(main())"
+        script = "import sys; from lite_whisper.cli.lite_whisper_commands import main; sys.exit(main())"
         options = ["--dataset", source, "--normalizer", "basic", "--output", "results", "--json", "f.json"]
         result = subprocess.run(
             [sys.executable, "-c", script, "evaluate", str(MODEL), *options],

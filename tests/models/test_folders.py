@@ -19,7 +19,7 @@ from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.lowrank import compress
 from lite_whisper.models.folders import PROCESSOR_FILES
 
-MINIATURE = Path(__file__).parents[1] / "examples/whisper-digits"
+MINIATURE = Path(__file__).parents[2] / "examples/whisper-digits"
 RANKS = [{"q_proj": 16, "k_proj": 16, "v_proj": 24, "fc1": 32}, {"out_proj": 16, "fc2": 48}, {}, {"k_proj": 8}, {}, {}]
 
 

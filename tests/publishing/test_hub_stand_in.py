@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from hub_stand_in import HubStandIn
 
-MODEL = Path(__file__).parents[1] / "examples/whisper-digits"
+MODEL = Path(__file__).parents[2] / "examples/whisper-digits"
 
 DOWNLOAD = """
 import huggingface_hub

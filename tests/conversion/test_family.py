@@ -7,8 +7,9 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
 
 from lite_whisper import convert
+from lite_whisper.cli import family
+from lite_whisper.conversion import calibration
 from lite_whisper.lowrank.moments import collect_moments
-from lite_whisper.publishing import family
 from lite_whisper.publishing.card import card_data
 
 OPTIONS = ["--num-samples", "4", "--rank-multiple", "4"]
@@ -25,7 +26,7 @@ def test_three_checkpoints_from_one_calibration(
         calibrations.append(arguments)
         return collect_moments(*arguments)
 
-    monkeypatch.setattr(convert, "collect_moments", counted)
+    monkeypatch.setattr(calibration, "collect_moments", counted)
     command = ["--base", str(base), "--output", str(tmp_path / "family"), "--dataset", str(digits), *OPTIONS]
     assert family.main(command) == 0
     assert len(calibrations) == 1

@@ -18,7 +18,7 @@ from lite_whisper.audio import AudioDataset, Clip, decode, feature_batches
 from lite_whisper.audio.windows import with_noise
 from lite_whisper.common.errors import InputError
 
-EXTRACTOR = WhisperFeatureExtractor.from_pretrained(Path(__file__).parents[1] / "examples/whisper-digits")
+EXTRACTOR = WhisperFeatureExtractor.from_pretrained(Path(__file__).parents[2] / "examples/whisper-digits")
 WINDOW = 6 * 16_000  # of the miniature
 SECONDS = 1.25
 

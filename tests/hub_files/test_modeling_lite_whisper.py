@@ -20,7 +20,7 @@ from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.lowrank.compression import compress
 
-PUBLISHED = json.loads((Path(__file__).parent / "data/published_checkpoints.json").read_text())
+PUBLISHED = json.loads((Path(__file__).parents[1] / "data/published_checkpoints.json").read_text())
 SIZES = {
     "d_model": 64,
     "encoder_layers": 2,

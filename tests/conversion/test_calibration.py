@@ -1,0 +1,73 @@
+"""Calibration that is kept in a file, by `--moments`."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conversions import CLIPS, MODEL, arguments, contents, only_message, run, unnamed_contents
+
+from lite_whisper.convert import main
+
+
+def test_kept_moments_spare_the_audio(tmp_path: Path, speech: Path) -> None:
+    audio, moments = tmp_path / "audio", tmp_path / "new" / "moments.safetensors"
+    shutil.copytree(speech, audio)
+    other = ["--thresholds", "0.9:0.99", "--rank-multiple", "8"]
+    assert main(arguments(tmp_path / "direct", audio, *other)) == 0
+    assert main(arguments(tmp_path / "first", audio, "--moments", moments)) == 0
+    assert [path.name for path in moments.parent.iterdir()] == [moments.name]
+    shutil.rmtree(audio)
+    assert main(arguments(tmp_path / "again", audio, "--moments", moments, *other)) == 0
+    # Nor need the dataset, or how much of it was used, be told again.
+    unnamed = ["--model", str(MODEL), "--output", str(tmp_path / "unnamed"), "--moments", str(moments), *other]
+    assert main(unnamed) == 0
+    direct = unnamed_contents(tmp_path / "direct")
+    assert json.loads(direct["compression.json"] or b"")["recipe"]["thresholds"] == [0.9, 0.99]
+    for name in ("again", "unnamed"):
+        folder = unnamed_contents(tmp_path / name)
+        assert folder.keys() == direct.keys()
+        assert json.loads(folder["compression.json"] or b"") == json.loads(direct["compression.json"] or b"")
+        assert [file for file in direct if folder[file] != direct[file]] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "4"], r"seed 3 there, 4 here"),
+        (["--noise", "0:40"], r"noise \[\] there, \[0.0, 40.0\] here"),
+        (["--num-samples", "5"], r"num_samples 4 there, 5 here"),
+        (["--dtype", "bfloat16"], r"dtype float32 there, bfloat16 here"),
+        (["--dataset", str(CLIPS)], rf"datasets .*speech.* there, .*{CLIPS}.* here"),
+    ],
+)
+def test_moments_of_something_else_are_refused(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    speech: Path,
+    converted: Path,
+    moments_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = moments_file.read_bytes()
+    assert run(*arguments(tmp_path / "lite", speech, "--moments", moments_file, *options)) == 1
+    said = only_message(capsys.readouterr().err)
+    assert re.search(message, said) and said.count(" there,") == 1 and str(moments_file) in said
+    assert contents(tmp_path) == {} and moments_file.read_bytes() == kept
+
+
+def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sensitivities join the moments in their file; neither is computed twice."""
+    kept = ["--moments", tmp_path / "moments.safetensors"]
+    default = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--noise", "none"]
+    assert main(arguments(tmp_path / "published", speech, *kept)) == 0
+    monkeypatch.setattr("lite_whisper.conversion.calibration.collect_moments", None)
+    assert main(arguments(tmp_path / "first", speech, *kept, *default)) == 0
+    monkeypatch.setattr("lite_whisper.conversion.calibration.collect_sensitivities", None)
+    assert main(arguments(tmp_path / "again", speech, *kept, *default)) == 0
+    first, again = (unnamed_contents(tmp_path / name) for name in ("first", "again"))
+    assert first == again
+    assert main(arguments(tmp_path / "published-again", speech, *kept)) == 0
+    assert unnamed_contents(tmp_path / "published-again") == unnamed_contents(tmp_path / "published")

@@ -1,0 +1,75 @@
+"""The wheel in an environment of its own, used from an empty folder; `make wheel` builds and installs it."""
+
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = ROOT / ".venv-wheel/bin"
+EXAMPLES = ROOT / "examples"
+HUB_FILES = {"configuration_lite_whisper.py", "inference_lite_whisper.py", "modeling_lite_whisper.py"}
+TRANSCRIBE = """
+import sys
+from transformers import pipeline
+recognizer = pipeline("automatic-speech-recognition", model=sys.argv[1], trust_remote_code=True)
+print(recognizer(sys.argv[2], generate_kwargs={"language": "en", "task": "transcribe", "num_beams": 1})["text"])
+assert "lite_whisper" not in sys.modules
+"""
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A folder to work in, of a user without a clone."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+def run(folder: Path, *words: object, program: str = "lite-whisper", code: int = 0) -> str:
+    """Runs a program of the environment; returns what it says."""
+    hidden = ("PYTHON", "VIRTUAL_ENV")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    result = subprocess.run(
+        [BIN / program, *map(str, words)],
+        cwd=folder,
+        env=variables | {"HF_HOME": str(folder.parent / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == code, result.stderr
+    return result.stdout + (result.stderr if code else "")
+
+
+def test_the_wheel_holds_the_package_and_nothing_else() -> None:
+    (wheel,) = (ROOT / "build/wheel").glob("lite_whisper-*.whl")
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    floors = [path.parent for path in ROOT.glob("*/__init__.py")]
+    sources = [path for folder in floors for path in folder.glob("*") if path.suffix in (".py", ".md")]
+    expected = {f"lite_whisper/{path.relative_to(ROOT)}" for path in sources}
+    expected |= {f"lite_whisper/{name}" for name in (*HUB_FILES, "__init__.py", "convert.py")}
+    assert {name for name in names if name != "lite_whisper/setup.py"} == expected | {"lite_whisper_commands.py"}
+
+
+def test_help_and_the_miniature_that_is_not_there(empty: Path) -> None:
+    assert "transcribe" in run(empty, "--help")
+    said = run(empty, "convert", code=2)
+    assert "the bundled miniature only comes with a clone of the repository" in said
+    assert list(empty.iterdir()) == []
+
+
+def test_a_conversion_and_the_pipeline_by_remote_code(empty: Path) -> None:
+    shutil.copytree(EXAMPLES / "whisper-digits", empty / "whisper-digits")
+    (empty / "speech").mkdir()
+    for path in sorted((EXAMPLES / "digits/calibration").glob("*.flac"))[:4]:
+        shutil.copy(path, empty / "speech")
+    options = ["--model", "whisper-digits", "--dataset", "speech", "--num-samples", 4, "--recipe", "liteasr"]
+    assert "written to lite" in run(empty, "convert", *options, "--output", "lite")
+    assert {path.name for path in (empty / "lite").glob("*.py")} == HUB_FILES
+    row = (EXAMPLES / "digits/test/metadata.csv").read_text().splitlines()[1]
+    name, wanted = row.split(",")[:2]
+    said = run(empty, "-c", TRANSCRIBE, "lite", EXAMPLES / "digits/test" / name, program="python")
+    assert len(set(said.split()) & set(wanted.split())) >= 0.7 * len(set(wanted.split()))
