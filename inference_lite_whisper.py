@@ -92,6 +92,11 @@ def parameters(layer: WhisperEncoderLayer) -> list[nn.Parameter | None]:
     return [parameter for projection in projections(layer).values() for parameter in projection._parameters.values()]
 
 
+def version(parameter: nn.Parameter | None) -> int:
+    """How many changes in place torch has counted; in tensors made in `torch.inference_mode()` it counts none."""
+    return 0 if parameter is None or parameter.is_inference() else parameter._version
+
+
 def is_plain(projection: Any) -> bool:
     """Whether a projection is a linear layer or a low-rank pair as it was loaded, with its weights in memory."""
     names = ("weight1", "weight2") if hasattr(projection, "weight2") else ("weight",)
@@ -222,6 +227,7 @@ class InferenceLayer:
     def __init__(self, layer: WhisperEncoderLayer, multiplied_out: Collection[str], positions: int) -> None:
         self.multiplied_out, self.positions = multiplied_out, positions
         self.sources = parameters(layer)
+        self.versions = list(map(version, self.sources))
         products = {name: product(projection) for name, projection in projections(layer).items()}
         for name in multiplied_out:
             (first, second), bias = products[name]
@@ -250,10 +256,15 @@ class InferenceLayer:
             return None
         return InferenceLayer(layer, self.multiplied_out, self.positions)
 
-    def applies_to(self, layer: WhisperEncoderLayer) -> bool:
-        """Whether the layer still has the weights that this was made from."""
-        current = parameters(layer)
-        return len(current) == len(self.sources) and all(map(operator.is_, current, self.sources))
+    def current(self, layer: WhisperEncoderLayer) -> "InferenceLayer | None":
+        """This, or renewed where weights were changed in place; nothing where the layer now has others."""
+        now = parameters(layer)
+        if len(now) != len(self.sources) or not all(map(operator.is_, now, self.sources)):
+            return None
+        # Under torch.compile the counts would be those of the time of tracing.
+        if torch.compiler.is_compiling() or self.versions == list(map(version, now)):
+            return self
+        return self.renewed(layer)
 
     def forward(self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
         """Takes and gives hidden states of shape `(batch_size, positions, d_model)`."""

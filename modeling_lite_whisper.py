@@ -16,6 +16,7 @@ from transformers.models.whisper.modeling_whisper import (
     WhisperEncoderLayer,
     WhisperForConditionalGeneration,
     WhisperModel,
+    sinusoids,
 )
 
 from .configuration_lite_whisper import LiteWhisperConfig
@@ -90,11 +91,12 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in Whisper; by `InferenceLayer` where there is one and it can do what is asked."""
-        if self.inference is not None and not self.inference.applies_to(self):
-            self.inference = None
         masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
         asked = masked or kwargs.get("output_attentions") or not self.uses_sdpa
-        if self.inference is None or self.training or torch.is_grad_enabled() or asked:
+        plain = self.training or torch.is_grad_enabled() or asked
+        if not plain and self.inference is not None:
+            self.inference = self.inference.current(self)
+        if plain or self.inference is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)  # type: ignore[arg-type]
         hidden_states = self.inference.forward(self, hidden_states)
         return (hidden_states, None) if "layer_head_mask" in kwargs else hidden_states  # a tuple up to transformers 4
@@ -133,8 +135,10 @@ class LiteWhisperEncoder(WhisperEncoder):
         The weights, and what is saved, stay as they are. Beside them there are then the first factors of q, k and v
         once more, what attention in the reduced dimension needs, and the dense products of those pairs that take longer
         than these on this device at this batch size, which is measured (a few seconds). All of this follows the model
-        to other devices and dtypes, through training and `load_state_dict`. The plain layers compute in training,
-        outside `torch.no_grad()` and where weights have been replaced; so merge adapters first.
+        to other devices and dtypes, through training, `load_state_dict` and changes of weights in place. The plain
+        layers compute in training, outside `torch.no_grad()` and where weights have been replaced; so merge adapters
+        first. What torch does not count as a change of a weight is not noticed: one through `.data`, one of a weight
+        made in `torch.inference_mode()`, and one under a compiled encoder; so call this again after such a change.
 
         Args:
             enabled (`bool`, *optional*, defaults to `True`): `False` undoes it.
@@ -167,11 +171,32 @@ class LiteWhisperEncoder(WhisperEncoder):
         # transformers initialises every module through its nearest PreTrainedModel, which is the encoder for these.
         if isinstance(module, LowRankLinear):
             module.reset_parameters(self.config.init_std)
+        elif module is self.embed_positions:
+            # Whisper does it where it comes to the encoder, which transformers 5 passes over in custom code: it sees no
+            # parameters of the encoder's own.
+            self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
         else:
             super()._init_weights(module)
 
 
-class LiteWhisperModel(WhisperModel):
+class CompleteWeights:
+    """For models that are loaded with all their weights or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """
+        As in transformers, but a model with random weights in the place of missing ones is not returned.
+
+        Raises:
+            ValueError: weights are missing.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
+        return loaded if output_loading_info else loaded[0]
+
+
+class LiteWhisperModel(CompleteWeights, WhisperModel):
     """`WhisperModel` with a `LiteWhisperEncoder`."""
 
     config_class = LiteWhisperConfig
@@ -185,7 +210,7 @@ class LiteWhisperModel(WhisperModel):
         self.post_init()
 
 
-class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
+class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditionalGeneration):
     """`WhisperForConditionalGeneration` with a `LiteWhisperEncoder`."""
 
     config_class = LiteWhisperConfig
@@ -205,19 +230,6 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """See `LiteWhisperEncoder.optimize_for_inference`; returns the model."""
         self.model.encoder.optimize_for_inference(enabled, batch_size)
         return self
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """
-        As in transformers, but a model with random weights in the place of missing ones is not returned.
-
-        Raises:
-            ValueError: weights are missing.
-        """
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if missing := sorted(loaded[1]["missing_keys"]):
-            raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
-        return loaded if output_loading_info else loaded[0]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
