@@ -68,9 +68,7 @@ def test_bad_options_end_before_any_work(
         (["--dataset", "x"], "--output is needed"),
     ],
 )
-def test_a_model_needs_dataset_and_output(
-    others: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_needs_dataset_and_output(others: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--model", str(MODEL), *others) == 2
     assert message in capsys.readouterr().err
 

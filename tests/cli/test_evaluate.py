@@ -129,7 +129,12 @@ def test_a_finished_run_is_not_repeated_and_changes_are_refused(
 @pytest.mark.parametrize(
     ("column", "options", "message"),
     [
-        ("words", [], "its columns are file_name, words, speaker; name the column that holds them, or another dataset (--text-column)"),
+        (
+            "words",
+            [],
+            "its columns are file_name, words, speaker; name the column that holds them, or another dataset "
+            "(--text-column)",
+        ),
         ("words", ["--text-column", "spoken"], "has no transcripts in spoken: its columns are file_name, words"),
         ("words", ["--text-column", "words"], None),
     ],
@@ -170,6 +175,7 @@ def test_normalizer_language_and_leaderboard_sets() -> None:
         settings("x", "--language", "klingon")
 
 
+@pytest.mark.slow
 def test_the_leaderboards_sets_by_their_hub_id(digits: Path, tmp_path: Path, monkeypatch) -> None:
     """One of the sets, in the form in which the Hub has it, streamed from a stand-in."""
     folder = tmp_path / "esb"

@@ -12,7 +12,7 @@ import pytest
 from conversions import CLIPS, ROOT, arguments, contents, environment, only_message
 from safetensors import SafetensorError
 
-from lite_whisper.cli import exit_codes, lite_whisper_commands
+from lite_whisper.cli import exit_codes
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ def test_a_full_disk_is_told_with_what_to_do(error: Exception, capsys: pytest.Ca
     assert re.search(r"^error: .*; free some space or choose another disk", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_calibrating(tmp_path: Path) -> None:
     many = ["--dataset", *[str(CLIPS)] * 20, "--num-samples", "1200", "--batch-size", "1"]
     process = subprocess.Popen(
@@ -61,6 +62,7 @@ def test_ctrl_c_while_calibrating(tmp_path: Path) -> None:
     assert "1200/1200" not in said and contents(tmp_path) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code", "stream", "message"),
     [
@@ -73,12 +75,3 @@ def test_commands(command: list[str], code: int, stream: str, message: str) -> N
     process = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert process.returncode == code
     assert message in getattr(process, stream) and "Traceback" not in process.stderr
-
-
-@pytest.mark.parametrize("words", [[], ["nonsense"]], ids=str)
-def test_the_console_script_names_its_commands(
-    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lite-whisper", *words])
-    assert lite_whisper_commands.main() == 2
-    assert re.match("usage: lite-whisper .*convert", only_message(capsys.readouterr().err))

@@ -136,7 +136,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "no feature extractor": (without("preprocessor_config.json"), r"base has no preprocessor_config\.json; copy it"),
     "no tokenizer": (without("tokenizer*", "vocab.json"), r"base has no tokenizer; copy its files"),
     "no weights": (without(), r"model\.safetensors.*base"),
-    "no transcripts": (without_transcripts, r"the evaluation needs transcripts: a folder with metadata\.csv, or a dataset .*\(--evaluate\)$"),
+    "no transcripts": (
+        without_transcripts,
+        r"the evaluation needs transcripts: a folder with metadata\.csv, or a dataset .*\(--evaluate\)$",
+    ),
     "missing test set": (always("--evaluate", "/no/such/folder"), r"/no/such/folder"),
     "broken moments": (with_broken_moments, r"moments\.safetensors is not a file of moments.*remove it"),
     "thresholds": (always("--thresholds", "0.99:1.5"), r"1\.5.*between 0 and 1"),

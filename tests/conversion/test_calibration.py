@@ -58,9 +58,10 @@ def test_moments_of_something_else_are_refused(
     assert contents(tmp_path) == {} and moments_file.read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sensitivities join the moments in their file; neither is computed twice."""
-    kept = ["--moments", tmp_path / "moments.safetensors"]
+    kept = ["--moments", tmp_path / "moments.safetensors", "--num-samples", "2"]
     default = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--noise", "none"]
     assert main(arguments(tmp_path / "published", speech, *kept)) == 0
     monkeypatch.setattr("lite_whisper.conversion.calibration.collect_moments", None)

@@ -12,10 +12,11 @@ from lite_whisper.conversion import calibration
 from lite_whisper.lowrank.moments import collect_moments
 from lite_whisper.publishing.card import card_data
 
-OPTIONS = ["--num-samples", "4", "--rank-multiple", "4"]
+OPTIONS = ["--num-samples", "2", "--rank-multiple", "4"]
 NAMES = ["lite-whisper-digits-acc", "lite-whisper-digits", "lite-whisper-digits-fast"]
 
 
+@pytest.mark.slow
 def test_three_checkpoints_from_one_calibration(
     base: Path, digits: Path, hub: HubStandIn, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -37,10 +37,11 @@ def test_the_default_recipe_meets_its_budget(loss_aware: Path) -> None:
     assert {path.name for path in loss_aware.iterdir()} == COPIED | WRITTEN
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4"]
+    options = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--num-samples", "2"]
     assert main(arguments(tmp_path / "undisturbed", speech, *options)) == 0
     fit, calls = sequential._fit, 0
 

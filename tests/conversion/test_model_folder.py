@@ -95,6 +95,7 @@ def test_ranks_and_sizes_in_compression_json_are_those_of_the_weights(converted:
     assert said["after"]["encoder_parameters"] < said["before"]["encoder_parameters"] / 2
 
 
+@pytest.mark.slow
 def test_variance_kept_is_that_of_the_outputs(converted: Path, tmp_path: Path, speech: Path) -> None:
     # The calibration saw four of the clips; with all six the order, which is the seed's, does not matter.
     assert main(arguments(tmp_path / "lite", speech, "--num-samples", "6")) == 0

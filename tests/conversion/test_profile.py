@@ -58,6 +58,7 @@ def test_errors(tmp_path: Path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [["--target-speedup", "1.6"], ["--cost", "time", "--ratio", "0.4"]])
 def test_conversion(size: list[str], tmp_path: Path, capsys) -> None:
     wide, narrow = 1024, 256
@@ -73,9 +74,9 @@ def test_conversion(size: list[str], tmp_path: Path, capsys) -> None:
     (tmp_path / "profile.json").write_text(json.dumps(table))
     speech = tmp_path / "speech"
     speech.mkdir()
-    for index in range(4):
+    for index in range(2):
         shutil.copy(CALIBRATION / f"calibration_{index:03}.flac", speech)
-    arguments = ["--model", str(MINIATURE), "--dataset", str(speech), "--num-samples", "4", "--rank-multiple", "4"]
+    arguments = ["--model", str(MINIATURE), "--dataset", str(speech), "--num-samples", "2", "--rank-multiple", "4"]
     arguments += ["--output", str(tmp_path / "lite"), *size]
     assert convert.main([*arguments, "--profile", str(tmp_path / "elsewhere.json")]) == 1
     assert "there is no file" in capsys.readouterr().err and not (tmp_path / "lite").exists()

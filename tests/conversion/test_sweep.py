@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversions import MODEL, TEST_CLIPS, WINDOWS, only_message, report
+from conversions import MODEL, TEST_CLIPS, only_message, report
 
 from lite_whisper.convert import main
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_both_recipes(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -18,7 +19,7 @@ def test_a_sweep_compares_both_recipes(
     shutil.copytree(TEST_CLIPS, held_out, ignore=shutil.ignore_patterns("*_0[1-9]*", "*_1*"))
     listing = (held_out / "metadata.csv").read_text().splitlines(keepends=True)
     (held_out / "metadata.csv").write_text("".join(listing[:9]))
-    command = ["--model", MODEL, "--dataset", speech, "--evaluate", held_out, "--num-samples", WINDOWS]
+    command = ["--model", MODEL, "--dataset", speech, "--evaluate", held_out, "--num-samples", 2]
     command += ["--rank-multiple", 4, "--sweep", "0.15,0.3", "--output", tmp_path / "curve"]
     command = [str(option) for option in command]
 

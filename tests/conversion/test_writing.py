@@ -97,6 +97,7 @@ def test_failing_while_writing_leaves_everything_as_it_was(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(tmp_path: Path, speech: Path) -> None:
     (tmp_path / "lite").mkdir()
     (tmp_path / "lite" / "config.json").write_text("{}")

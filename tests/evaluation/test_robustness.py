@@ -45,6 +45,7 @@ def test_sounds_without_speech() -> None:
     assert spectrum.argmax() == 100  # 50 Hz
 
 
+@pytest.mark.slow
 def test_a_model_against_itself(base_model, processor, test_clips, capsys) -> None:
     found = observe(copy.deepcopy(base_model), processor, test_clips[:3], str.strip)
     assert found.languages == ["en"] * 3

@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
 from lite_whisper.transcription.transcriber import finished, read_transcripts
 
+pytestmark = pytest.mark.slow
+
 # Every stage writes into the folder in which it runs.
 STAGES = {
     "convert": "convert --model {model} --dataset {inputs}/speech --ratio 0.3 --num-samples 2 --output lite",
@@ -43,10 +46,10 @@ STAGES = {
 }
 # What is called when nothing is left to do but to write the result.
 LAST = {
-    "convert": "lite_whisper.conversion.convert.save_model_folder",
-    "evaluate": "lite_whisper.cli.evaluate.report",
-    "recover": "lite_whisper.conversion.recover.save_model_folder",
-    "transcribe": "lite_whisper.transcription.output.Output.write",
+    "convert": ("lite_whisper.conversion.convert", "save_model_folder"),
+    "evaluate": ("lite_whisper.cli.evaluate", "report"),
+    "recover": ("lite_whisper.conversion.recover", "save_model_folder"),
+    "transcribe": ("lite_whisper.transcription.transcribe", "read_transcripts"),
 }
 CHUNKED = ("evaluation.evaluate", "transcription.transcriber")
 OUTPUTS = {"convert": "lite", "recover": "recovered", "transcribe": "out.jsonl"}
@@ -84,7 +87,8 @@ def stages(inputs: Path, tmp_path_factory) -> dict[str, tuple[Path, dict[str, An
             folder = tmp_path_factory.mktemp(stage)
             patch.chdir(folder)
             with patch.context() as interrupting:
-                interrupting.setattr(LAST[stage], interrupt)
+                module, name = LAST[stage]
+                interrupting.setattr(import_module(module), name, interrupt)
                 assert run(command(stage, inputs)) == 130
             left = shutil.copytree(folder, tmp_path_factory.mktemp("left") / stage)
             assert run(command(stage, inputs)) == 0
@@ -192,9 +196,9 @@ def flip(data: bytes, place: int, bit: int = 0) -> bytes:
         ("convert", "lite.unfinished/layers/layer_01.safetensors"),
         ("evaluate", "results/MODEL_whisper-digits_DATASET_test.jsonl"),
         ("evaluate", "results/MODEL_whisper-digits_DATASET_test.settings.json"),
-        ("transcribe", "out.jsonl.unfinished/settings.json"),
+        ("transcribe", "out.jsonl.unfinished/origin.json"),
         ("transcribe", "out.jsonl.unfinished/transcripts.jsonl"),
-        ("recover", "recovered.unfinished/schedule.json"),
+        ("recover", "recovered.unfinished/training/origin.json"),
         ("recover", "recovered.unfinished/train/origin.json"),
     ],
 )
@@ -216,7 +220,7 @@ def test_a_damaged_file_is_named_or_made_anew(
         assert "remove" in message, kind
         assert stage not in OUTPUTS or not Path(OUTPUTS[stage]).exists()
         # What the message says helps.
-        if "settings" in name or "schedule" in name:
+        if "settings" in name or "origin" in name:
             shutil.rmtree(folder / Path(name).parent)
         else:
             (folder / name).unlink()
@@ -231,7 +235,7 @@ def test_damaged_lessons_and_checkpoints_are_made_anew(
     folder = shutil.copytree(left, tmp_path / "work")
     monkeypatch.chdir(folder)
     lesson = Path("recovered.unfinished/train/03_00000.safetensors")
-    checkpoints = sorted(Path("recovered.unfinished").glob("checkpoint-*"))
+    checkpoints = sorted(Path("recovered.unfinished/training").glob("checkpoint-*"))
     assert len(checkpoints) == 2
     for path in (lesson, checkpoints[0] / "model.safetensors"):
         path.write_bytes(flip(path.read_bytes(), path.stat().st_size - 100))
@@ -243,7 +247,7 @@ def test_damaged_lessons_and_checkpoints_are_made_anew(
 def test_no_damage_to_a_checkpoint_goes_unnoticed(stages, tmp_path: Path, monkeypatch) -> None:
     left, _ = stages["recover"]
     monkeypatch.chdir(left)
-    (whole,) = {last_checkpoint(Path("recovered.unfinished"))}
+    (whole,) = {last_checkpoint(Path("recovered.unfinished/training"))}
     assert whole is not None
     names = sorted(path.name for path in whole.iterdir())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "digests.json"} <= set(names)

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_killed_runs_are_finished_by_a_rerun() -> None:
     # In a process of its own: one that has computed something cannot be forked safely.

@@ -238,6 +238,7 @@ def write_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
     return save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @given(
     kind=kinds,
     changes=st.lists(
@@ -282,6 +283,7 @@ def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
+@pytest.mark.slow
 @given(kind=kinds, data=st.data())
 def test_headers_that_lie(kind: str, data: st.DataObject, folders: dict[str, Path]) -> None:
     header, tensors = parts((folders[kind] / "model.safetensors").read_bytes())
@@ -297,6 +299,7 @@ def test_headers_that_lie(kind: str, data: st.DataObject, folders: dict[str, Pat
     check(damaged(folders, kind, model=length + text + tensors))
 
 
+@pytest.mark.slow
 @given(kind=kinds, data=st.data())
 def test_broken_bytes_of_weights(kind: str, data: st.DataObject, folders: dict[str, Path]) -> None:
     content = (folders[kind] / "model.safetensors").read_bytes()

@@ -393,6 +393,7 @@ def test_compiles_once_for_all_windows() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_transcripts_and_likelihoods_of_the_miniature(base_model, processor, moments, test_clips) -> None:
     ranks = [
         {"q_proj": 40, "k_proj": 40, "v_proj": 24 * (layer + 1), "out_proj": 40, "fc1": 48, "fc2": 48}

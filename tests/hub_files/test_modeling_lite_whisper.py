@@ -284,6 +284,7 @@ model.save_pretrained(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_remote_code_of_a_model_that_was_loaded_and_saved(tmp_path: Path) -> None:
     """Import, load, save; then load in a process that never imports the package, save there, and load that again."""
     random_model().save_pretrained(tmp_path / "first")

@@ -146,7 +146,7 @@ def test_the_published_recipe_at_a_size() -> None:
     dense = total_cost(spectra, [{}, {}])
     for share in (0.3, 0.5, 0.7):
         ranks = threshold_ranks_within(spectra, share * dense, 2)
-        shares = [math.exp(-(10 ** (-6 + 8 * step / 5000))) for step in range(5000)]
+        shares = [math.exp(-(10 ** (-6 + 8 * step / 1000))) for step in range(1000)]
         tried = [threshold_ranks(spectra, (share, share**0.1), 2) for share in shares]
         costs = [total_cost(spectra, each) for each in tried]
         assert total_cost(spectra, ranks) == max(cost for cost in costs if cost <= share * dense)

@@ -99,8 +99,8 @@ def test_eigenvalues_are_what_is_lost(out_features: int, in_features: int) -> No
 
 @pytest.fixture(scope="module")
 def sensitivities(base_model, calibration_batches):
-    """Of the miniature."""
-    return collect_sensitivities(base_model, calibration_batches)
+    """Of the miniature on two batches."""
+    return collect_sensitivities(base_model, calibration_batches[:2])
 
 
 @torch.no_grad()
@@ -109,12 +109,14 @@ def encoder_error(model, base_model, batch) -> float:
     return float((model.get_encoder()(batch)[0] - expected).norm() / expected.norm())
 
 
+@pytest.mark.slow
 def test_full_rank_reproduces_the_base_model(base_model, calibration_batches, sensitivities) -> None:
     ranks = [dict.fromkeys(PROJECTIONS, 256)] * 6
     lite = refit(base_model, calibration_batches[:2], ranks, sensitivities)
     assert encoder_error(lite, base_model, calibration_batches[3]) < 1e-3
 
 
+@pytest.mark.slow
 def test_errors_pile_up_less(base_model, calibration_batches, sensitivities) -> None:
     """At equal ranks, on audio that was not used, the refitted encoder is nearer to the original."""
     ranks = [dict.fromkeys(PROJECTIONS, 12)] * 6
@@ -136,6 +138,7 @@ def test_projections_without_a_rank_stay_as_they_are(base_model, calibration_bat
             assert torch.equal(tensor, untouched[name]), name
 
 
+@pytest.mark.slow
 def test_hidden_states_on_disk_change_nothing(base_model, calibration_batches, sensitivities, monkeypatch) -> None:
     ranks = [dict.fromkeys(PROJECTIONS, 8)] * 6
     kept = refit(base_model, calibration_batches[:1], ranks, sensitivities)
@@ -144,6 +147,7 @@ def test_hidden_states_on_disk_change_nothing(base_model, calibration_batches, s
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), stored.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_an_interrupted_refit_goes_on_where_it_stopped(
     base_model, calibration_batches, sensitivities, tmp_path, monkeypatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_broken_file_is_named(tmp_path) -> None:
         load_moments(tmp_path / "moments.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collect", [collect_moments, partial(collect_sensitivities, draws=1)])
 def test_an_interrupted_pass_goes_on_to_the_same_bits(
     collect: Callable, base_model, calibration_batches, tmp_path: Path, monkeypatch, capsys

@@ -182,6 +182,7 @@ assert "lite_whisper" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_by_hub_id_alone(complete_folder: Path, lite, processor, tmp_path: Path) -> None:
     """The pipeline by name, pinned too, in a process that knows the package not; what it saves is self-contained."""
     file = MINIATURE.parent / "digits/test/test_001.flac"

@@ -128,6 +128,7 @@ def test_what_was_not_measured_does_not_appear() -> None:
         assert absent not in body, absent
 
 
+@pytest.mark.slow
 def test_the_programs_on_the_card_run(lite: Path, digits: Path, tmp_path: Path) -> None:
     shutil.copy(sorted(digits.glob("*.flac"))[0], tmp_path / "audio.flac")
     programs = re.findall(r"```python\n(.*?)```", (lite / "README.md").read_text(), flags=re.DOTALL)

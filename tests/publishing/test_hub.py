@@ -191,6 +191,7 @@ def test_a_large_file_is_not_sent_twice(lite: Path, hub: HubStandIn, waits: list
     assert sum(method == "PUT" for method, *_ in hub.requests) == sent == 2  # weights and ranks.png
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_uploads(lite: Path, tmp_path: Path) -> None:
     with HubStandIn({}, tokens={TOKEN: "write"}) as hub:
         old = Repository.of(Snapshot.of({"model.safetensors": b"old"}))
@@ -276,6 +277,7 @@ def loaded(names: list, hub: HubStandIn, cache: Path, audio: Path) -> tuple[list
     return json.loads(texts), modules
 
 
+@pytest.mark.slow
 def test_push_to_hub_of_model_and_trainer_give_working_repositories(lite: Path, digits: Path, tmp_path: Path) -> None:
     audio = sorted(digits.glob("*.flac"))[0]
     with HubStandIn({}, tokens={TOKEN: "write"}) as hub:
@@ -288,6 +290,7 @@ def test_push_to_hub_of_model_and_trainer_give_working_repositories(lite: Path, 
     assert texts[0] and len(set(texts)) == 1
 
 
+@pytest.mark.slow
 def test_round_trip_by_name_and_pinned(lite: Path, digits: Path, tmp_path: Path) -> None:
     """What arrives is what was pushed, gives the transcripts of the folder, and stays as it is where it is pinned."""
     audio = sorted(digits.glob("*.flac"))[0]

@@ -140,6 +140,7 @@ def test_downloads(tmp_path):
     assert result["errors"] == [*expected, *["RepositoryNotFoundError"] * 3]
 
 
+@pytest.mark.slow
 def test_loading_with_transformers(tmp_path):
     remote = shutil.copytree(MODEL, tmp_path / "remote")
     remote.joinpath("configuration_own.py").write_text(CONFIGURATION)

@@ -13,6 +13,8 @@ from hub_stand_in import TOKEN, HubStandIn
 
 from lite_whisper import convert
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from lite_whisper import convert
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
 AUDIO = ROOT / "examples/digits/calibration"
