@@ -36,6 +36,7 @@ setup(
         "numpy",
         "pyyaml",
         "safetensors",
+        "shtab",
         "soundfile",
         "soxr",
         "torch>=2.4",

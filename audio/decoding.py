@@ -14,6 +14,8 @@ from ..common.errors import InputError
 SAMPLING_RATE = 16_000
 
 
+# What people have too, and libsndfile does not read.
+TO_CONVERT = (".m4a", ".webm", ".mp4", ".aac", ".wma", ".amr", ".mkv", ".mov")
 LOWEST_RATE = 1_000  # Hz; from a mistaken rate of 1 Hz every sample would become 16,000
 
 
@@ -42,7 +44,9 @@ def decode(file: str | Path | io.BytesIO) -> np.ndarray:
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         # Not the whole message: it repeats the path, and what was skipped is told in a file that is published.
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(f"cannot be decoded ({reason.rstrip('.')})") from error
+        known = not isinstance(file, io.BytesIO) and Path(file).suffix.lower() in TO_CONVERT
+        advice = "; convert it to wav or flac, for example with ffmpeg" if known else ""
+        raise InputError(f"cannot be decoded ({reason.rstrip('.')}){advice}") from error
     if not any(map(len, blocks)):
         raise InputError("is shorter than one sample at 16 kHz")
     if not all(np.isfinite(block).all() for block in blocks):

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,11 +13,17 @@ from typing import Any
 
 import datasets
 import fsspec
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
 from ..common.errors import InputError
 from .clips import Entry
+from .decoding import TO_CONVERT
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+logger = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+TIMEOUT = 10  # seconds for the Hub to answer at all
 
 
 PARTS = 16  # at the most, of a streamed dataset; so many processes can share its files
@@ -38,7 +45,7 @@ def _source_parts(source: str, seed: int | None, find_text: _FindText) -> list[_
     """The entries of a source, in parts of which one can be read without the others."""
     path = Path(source)
     if not path.exists():
-        if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES:
+        if source.startswith((".", "/", "~")) or path.suffix.lower() in AUDIO_SUFFIXES + TO_CONVERT:
             raise InputError(f"there is no file or folder {source}; check the path", setting="dataset")
         return _hub_parts(source, seed, find_text)
     entries = _folder_entries(path, find_text) if path.is_dir() else [_file_entry(path, find_text({}, str(path)))]
@@ -58,11 +65,23 @@ def _folder_entries(folder: Path, find_text: _FindText) -> list[Entry]:
     else:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         entries = [_file_entry(path, find_text({}, str(folder))) for path in files]
+        _tell_of_files_to_convert(folder, needed=not entries)
     if not entries:
         raise InputError(
             f"{folder} holds no audio; expected {', '.join(AUDIO_SUFFIXES)} files, or metadata.csv", setting="dataset"
         )
     return entries
+
+
+def _tell_of_files_to_convert(folder: Path, needed: bool) -> None:
+    """Warns of files in a folder that hold sound and cannot be read, or refuses them where there are no others."""
+    left_out = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in TO_CONVERT)
+    if left_out:
+        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        what = f"{left_out[0]}{others} in {folder} cannot be read; convert to wav or flac, for example with ffmpeg"
+        if needed:
+            raise InputError(what, setting="dataset")
+        logger.warning(what)
 
 
 def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
@@ -102,8 +121,24 @@ class _StoredAudio(datasets.Audio):
         return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
+def _check_reachable(name: str) -> None:
+    """Says at once that the Hub cannot be reached, which datasets finds out by trying again for half a minute."""
+    try:
+        HfApi().dataset_info(name, timeout=TIMEOUT)
+    except HTTPError as error:
+        if getattr(error, "response", None) is None:
+            raise InputError(
+                f"cannot open {name}: it is no file or folder here, and the Hub cannot be reached ({error}); check the "
+                "path or the connection",
+                setting="dataset",
+            ) from error
+    except (HFValidationError, OfflineModeIsEnabled):  # of which datasets says what there is to say
+        pass
+
+
 def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
     name, config, split = (*source.split(":"), "", "")[:3]
+    _check_reachable(name)
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
         split = split or ("train" if "train" in splits else splits[0])

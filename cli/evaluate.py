@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.files import check_output_file
 from ..common.processes import is_main_process
 from ..evaluation.comparison import EvaluationSettings, evaluate_models
 from ..evaluation.decoding import Decoding
@@ -88,6 +89,8 @@ def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates the models, then reports."""
     settings = settings_from(arguments)
+    if arguments.json:
+        check_output_file(arguments.json, "json")
     manifests = evaluate_models(settings)
     if is_main_process():
         report(manifests, arguments.json)

@@ -5,11 +5,14 @@ import errno
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import huggingface_hub.utils.logging
 import torch
 import transformers
 from safetensors import SafetensorError
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..common.errors import InputError
@@ -34,8 +37,9 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
     # What transformers warns of, and shows the progress of, whoever runs a command can do nothing about.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
     try:
-        with logging_redirect_tqdm():
+        with logging_redirect_tqdm(), bars_closed():
             command()
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again, what was finished is not repeated", file=sys.stderr)
@@ -56,6 +60,16 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
         print(f"error: {error}{advice}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def bars_closed() -> Iterator[None]:
+    """Ends the line of every progress bar that an error leaves behind, so that the message has one of its own."""
+    try:
+        yield
+    finally:
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def explained(parser: argparse.ArgumentParser, error: InputError) -> str:

@@ -6,6 +6,7 @@ classes known to transformers, and `lite-whisper --help` need not wait for them.
 """
 
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 
@@ -31,9 +32,31 @@ def main() -> int:
     name, *rest = sys.argv[1:] or [""]
     if name in COMMANDS:
         return load(name)(rest, f"lite-whisper {name}")
+    if name == "--version":
+        print(f"lite-whisper {importlib.metadata.version('lite-whisper')}")
+        return 0
+    if name == "--completion":
+        completion = importlib.import_module("lite_whisper.cli.completion")
+        if len(rest) == 1 and rest[0] in completion.SHELLS:
+            print(completion.script(rest[0]))
+            return 0
+        print(f"usage: lite-whisper --completion {{{','.join(completion.SHELLS)}}}", file=sys.stderr)
+        return 2
     asked = name in ("-h", "--help")
-    lines = [f"usage: lite-whisper {{{','.join(COMMANDS)}}} ...  (--help after a command explains it)"]
-    if asked:
-        lines += ["", *(f"  {command:12}{summary}" for command, (_, summary) in COMMANDS.items())]
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    print(help_text() if asked else help_text().splitlines()[0], file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2
+
+
+def help_text() -> str:
+    """What `lite-whisper --help` prints."""
+    commands = [f"  {command:14}{summary}" for command, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: lite-whisper {{{','.join(COMMANDS)}}} ...  (--help after a command explains it)",
+            "",
+            *commands,
+            "",
+            "  --version     print the version",
+            "  --completion  print a script by which bash, zsh, fish or tcsh completes them",
+        ]
+    )

@@ -23,8 +23,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nwritten to {arguments.output} and {image}")
 
 
-def main(argv: Sequence[str] | None = None, program: str = "lite-whisper profile") -> int:
-    """Runs `lite-whisper profile`; returns the exit code."""
+def build_parser(program: str) -> argparse.ArgumentParser:
+    """The parser of `lite-whisper profile`."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Measure what the encoder of a Whisper takes on this machine, dense and at several ranks, for "
@@ -33,5 +33,11 @@ def main(argv: Sequence[str] | None = None, program: str = "lite-whisper profile
     parser.add_argument("model", help="Hub id or folder of the Whisper that will be compressed")
     parser.add_argument("--output", type=Path, default=Path("profile.json"), help="the table (default profile.json)")
     add_computing(parser, batch_size=1)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = "lite-whisper profile") -> int:
+    """Runs `lite-whisper profile`; returns the exit code."""
+    parser = build_parser(program)
     arguments = parser.parse_args(argv)
     return exit_codes.run(parser, lambda: run(arguments))

@@ -35,8 +35,8 @@ def publish_folder(arguments: argparse.Namespace, folder: Path, repo_id: str, ma
     print(f"published as {commit.pr_url or commit.commit_url}")
 
 
-def main(argv: Sequence[str] | None = None, program: str = "lite-whisper publish") -> int:
-    """Runs `lite-whisper publish`; returns the exit code."""
+def build_parser(program: str) -> argparse.ArgumentParser:
+    """The parser of `lite-whisper publish`."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Upload a model folder to the Hub, in one commit, with a card rendered from the data in it. "
@@ -55,6 +55,12 @@ def main(argv: Sequence[str] | None = None, program: str = "lite-whisper publish
         "into the card",
     )
     add_hub(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = "lite-whisper publish") -> int:
+    """Runs `lite-whisper publish`; returns the exit code."""
+    parser = build_parser(program)
     arguments = parser.parse_args(argv)
     return exit_codes.run(
         parser, lambda: publish_folder(arguments, arguments.folder, arguments.repo_id, arguments.manifests)

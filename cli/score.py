@@ -4,12 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.files import check_output_file
 from ..evaluation.report import Evaluation, differences, score, write_json, write_summary
 from . import exit_codes
 
 
 def report(manifests: Sequence[Path], json_file: Path | None) -> None:
     """Prints what manifests say and writes tables and plots beside the first."""
+    if json_file:
+        check_output_file(json_file, "json")
     evaluations = score(manifests)
     print_report(evaluations)
     folder = manifests[0].parent
@@ -38,10 +41,16 @@ def print_report(evaluations: Sequence[Evaluation]) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None, program: str = "lite-whisper score") -> int:
-    """Runs `lite-whisper score`; returns the exit code."""
+def build_parser(program: str) -> argparse.ArgumentParser:
+    """The parser of `lite-whisper score`."""
     parser = argparse.ArgumentParser(prog=program, description="Compute every figure again from manifests.")
     parser.add_argument("manifests", nargs="+", type=Path, help="files that lite-whisper evaluate has written")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = "lite-whisper score") -> int:
+    """Runs `lite-whisper score`; returns the exit code."""
+    parser = build_parser(program)
     arguments = parser.parse_args(argv)
     return exit_codes.run(parser, lambda: report(arguments.manifests, arguments.json))

@@ -53,7 +53,7 @@ def run(settings: TranscriptionSettings) -> None:
     """Transcribes, and prints what came of it."""
     counts = transcribe_to_output(settings)
     unreadable = f", {counts.failed} could not be read" if counts.failed else ""
-    print(f"{counts.transcribed} recordings transcribed{unreadable}")
+    print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{unreadable}")
     print(f"written to {settings.output.path}")
 
 

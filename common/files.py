@@ -12,6 +12,8 @@ from typing import Any
 from .errors import InputError
 
 MOST = 5  # differences that are named
+ORIGIN = "origin.json"  # in a folder of what took long, says from what it was made
+LONGEST_NAME = 220  # bytes; file systems take 255, and a temporary name is longer
 
 
 @contextmanager
@@ -74,8 +76,9 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
     """
     Names a folder beside `path` for what took long to compute, which may be created there.
 
-    It outlasts a failure or an interruption, so that the next run can go on from it, and is removed on success, by its
-    owner where several processes use it.
+    It outlasts a failure or an interruption, so that the next run can go on from it, and is removed on success, and
+    where it holds no result yet, by its owner where several processes use it. Every file in it holds its own origin, or
+    its folder has one, see `claim`.
     """
     folder = path.parent / f"{path.name}.unfinished"
     if owner:
@@ -83,14 +86,42 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if owner and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+        if owner and folder.exists() and not _holds_results(folder):
+            shutil.rmtree(folder)
         raise
     if owner and folder.exists():
         # As a whole: of a part of it, the next run would not know what it was made from.
         gone = path.parent / f".{path.name}.{os.getpid()}.tmp"
         folder.rename(gone)
         shutil.rmtree(gone)
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether there is a file other than an origin, or what a kill has left of one."""
+    return any(path.is_file() and path.name != ORIGIN and path.name[0] != "." for path in folder.rglob("*"))
+
+
+def claim(folder: Path, origin: dict[str, Any]) -> None:
+    """
+    Makes a folder the place for results of one origin, which is written into it; other results are refused.
+
+    Args:
+        folder (`Path`): for files that do not tell by themselves what they were made from.
+        origin (`dict[str, Any]`): what decides the outcome.
+
+    Raises:
+        InputError: the folder holds results of another origin, or of an unknown one.
+    """
+    kept = folder / ORIGIN
+    if not folder.exists() or not _holds_results(folder):
+        write_kept(kept, origin)
+    elif kept.exists():
+        check_same(read_kept(kept), json.loads(json.dumps(origin)), folder)
+    else:
+        raise InputError(
+            f"{folder} does not say what it was made from, so nothing in it can be used; remove the whole folder to "
+            "begin anew"
+        )
 
 
 def read_kept(path: Path, advice: str = "") -> dict[str, Any]:
@@ -116,11 +147,29 @@ def write_kept(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def check_writable(path: Path) -> None:
-    """Raises `InputError` where nothing can be written to `path` because of the folder above."""
+def check_writable(path: Path, setting: str = "output") -> None:
+    """
+    Makes sure, before any work is done, that a file or folder can be written.
+
+    Args:
+        path (`Path`): of the file or folder.
+        setting (`str`, *optional*, defaults to `"output"`): which names it.
+
+    Raises:
+        InputError: it has no valid name, or nothing can be written into the folder above it.
+    """
+    if "\0" in str(path) or len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"{path.name[:40]!r}... is no name for a file; choose a shorter one", setting)
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"nothing can be written below {parent}; choose another output", setting="output")
+        raise InputError(f"nothing can be written below {parent}; choose another place", setting)
+
+
+def check_output_file(path: Path, setting: str = "output") -> None:
+    """`check_writable` of a file, which may exist, but not as a folder."""
+    check_writable(path, setting)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file", setting)
 
 
 def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.json") -> None:
@@ -141,16 +190,28 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
         raise InputError(f"{path} exists; choose another output, or have it replaced", setting="overwrite")
 
 
-def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Refuses to go on with a file that was made with other settings, and says with which."""
+def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path, remove: str = "it") -> None:
+    """
+    Refuses to go on with what was made with other settings, and says with which.
+
+    Args:
+        kept (`dict[str, Any]`): what it was made with.
+        wanted (`dict[str, Any]`): what it should have been made with; other keys of `kept` do not matter.
+        path (`Path`): the file or folder.
+        remove (`str`, *optional*, defaults to `"it"`): what to remove to begin anew.
+
+    Raises:
+        InputError: they differ.
+    """
     differences = [
         difference for name, value in wanted.items() for difference in _differences(name, kept.get(name), value)
     ]
     if differences:
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
+        remove = "the whole folder" if path.is_dir() else remove
         raise InputError(
             f"{path} was made from something else: {'; '.join(differences[:MOST])}{more}. "
-            "Give the same settings, or another file or output, or remove it to begin anew"
+            f"Give the same settings, or another file or output, or remove {remove} to begin anew"
         )
 
 

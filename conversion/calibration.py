@@ -11,8 +11,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ..audio import AudioDataset, feature_batches
-from ..common.errors import InputError
-from ..common.files import check_same
+from ..common.files import check_output_file, check_same
 from ..common.processes import broadcast, is_main_process, num_processes, shard
 from ..common.tensor_files import Checkpoint
 from ..lowrank.moments import EncoderMoments, collect_moments
@@ -128,8 +127,7 @@ def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:
     """What the file keeps, where there is one; it must have been made as is wanted, in whichever audio if unnamed."""
     if path is None:
         return None
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file to keep the calibration in", setting="moments")
+    check_output_file(path, "moments")
     if not broadcast(path.exists()):
         return None
     moments, sensitivities, origin = load_moments(path)

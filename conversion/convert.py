@@ -1,6 +1,7 @@
 """A conversion from beginning to end: calibrate, compress, recover, measure, save."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..models.folders import fingerprint, load_base_model, load_processor
 from ..training.recovery import Recovery, recover
 from .calibration import Calibration, calibrate
 from .measurement import Figures, clips_to_transcribe, measure
-from .recipes import Account, compress_liteasr, compress_loss_aware
+from .recipes import Account, check_feasible, compress_liteasr, compress_loss_aware
 from .saving import base_card, check_output, save_model_folder
 from .settings import ConversionSettings
 
@@ -96,7 +97,9 @@ def convert(settings: ConversionSettings) -> Conversion:
     return Conversion(settings.output, before, after, report)
 
 
-def load_and_calibrate(settings: ConversionSettings, device: str, work: Path) -> CalibratedModel:
+def load_and_calibrate(
+    settings: ConversionSettings, device: str, work: Path, ratios: Sequence[float] = ()
+) -> CalibratedModel:
     """
     Loads a base model and gathers what the recipe needs to know of it.
 
@@ -104,8 +107,13 @@ def load_and_calibrate(settings: ConversionSettings, device: str, work: Path) ->
         settings (`ConversionSettings`): what to do.
         device (`str`): to compute on.
         work (`Path`): a folder for what an interrupted calibration goes on from.
+        ratios (`Sequence[float]`, *optional*): sizes that are wanted instead of the one in the settings.
+
+    Raises:
+        InputError: model or audio cannot be used, or a size cannot be reached.
     """
     model, folder = load_base_model(settings.model)
+    check_feasible(settings, model, ratios)
     processor = load_processor(folder)
     weights, stored_dtype = fingerprint(model), model.dtype
     model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]

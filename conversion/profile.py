@@ -8,8 +8,7 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 from transformers import WhisperConfig
 
-from ..common.errors import InputError
-from ..common.files import temporary_name
+from ..common.files import check_output_file, temporary_name
 from ..common.plots import saved_figure
 from ..common.processes import available_device
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig, projection_shape
@@ -107,8 +106,7 @@ def profile(
     Raises:
         InputError: the output is a folder, or there is no such model.
     """
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give the name of a JSON file", setting="output")
+    check_output_file(output)
     files, _ = base_model_files(model)
     config = WhisperConfig.from_pretrained(files)
     table = measure_time_table(config, batch_size, available_device(device), getattr(torch, dtype))

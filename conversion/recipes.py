@@ -1,17 +1,33 @@
 """The two recipes: from a calibration to a compressed model, and what there is to say of it."""
 
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import WhisperForConditionalGeneration
 
-from ..lowrank.allocation import EncoderSpectra, Ranks, budget_ranks, discarded, threshold_ranks, total_cost
+from ..common.errors import InputError
+from ..configuration_lite_whisper import PROJECTIONS
+from ..lowrank.allocation import (
+    EncoderSpectra,
+    Ranks,
+    budget_ranks,
+    discarded,
+    smallest_cost,
+    threshold_ranks,
+    total_cost,
+)
 from ..lowrank.compression import compress, encoder_spectra
 from ..lowrank.sequential import refit
+from ..lowrank.spectrum import Spectrum
 from ..lowrank.time_cost import load_time_table
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.folders import encoder_parameters
+from ..models.layers import projection_module
 from .calibration import Calibration
 from .settings import ConversionSettings
 
@@ -73,6 +89,55 @@ def compress_loss_aware(
             for of_layer in discarded(spectra, ranks)
         ],
     }
+
+
+def check_feasible(
+    settings: ConversionSettings, model: WhisperForConditionalGeneration, ratios: Sequence[float] = ()
+) -> None:
+    """
+    Makes sure, before the calibration, that the encoder can become as small as is wanted.
+
+    Args:
+        settings (`ConversionSettings`): with the size, and the multiple of ranks.
+        model (`WhisperForConditionalGeneration`): the base model.
+        ratios (`Sequence[float]`, *optional*): sizes that are wanted instead of the one in the settings.
+
+    Raises:
+        InputError: it cannot; the message names the smallest ratio that can be reached.
+    """
+    if settings.recipe == "liteasr":
+        return
+    multiple = settings.rank_multiple
+    shapes = [
+        {name: _spectrum_without_values(projection_module(layer, name)) for name in PROJECTIONS}
+        for layer in model.get_encoder().layers
+    ]
+    if settings.target_speedup and settings.profile:
+        table = load_time_table(settings.profile)
+        fastest = smallest_cost(shapes, multiple, table.cost)
+        if table.budget(settings.target_speedup) < fastest:
+            raise InputError(
+                f"a speed-up of {settings.target_speedup:g} cannot be reached with ranks of {multiple}; ask for less "
+                f"than {table.stock / (table.rest + fastest):.2f}",
+                setting="target_speedup",
+            )
+        return
+    parameters, positions = encoder_parameters(model), model.get_encoder().embed_positions.weight.numel()
+    budget = min([int(ratio * parameters) for ratio in ratios] or [settings.encoder_budget(parameters, positions)])
+    smallest = parameters - projections_budget(model, shapes, parameters) + int(smallest_cost(shapes, multiple))
+    if budget < smallest:
+        ratio = math.ceil(1000 * smallest / parameters) / 1000
+        raise InputError(
+            f"an encoder of {budget:,} parameters is smaller than ranks of {multiple} allow: the smallest has "
+            f"{smallest:,}, a ratio of {ratio:g}; ask for that, or take a smaller multiple of ranks",
+            setting="rank_multiple",
+        )
+
+
+def _spectrum_without_values(linear: nn.Linear) -> Spectrum:
+    """What ranks of a projection cost is known before its eigenvalues are."""
+    full = min(linear.weight.shape)
+    return Spectrum(torch.zeros(full), linear.in_features, linear.out_features, linear.bias is not None, full + 1)
 
 
 def projections_budget(model: WhisperForConditionalGeneration, spectra: EncoderSpectra, budget: int) -> int:

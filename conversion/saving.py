@@ -1,5 +1,6 @@
 """Writing complete model folders."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import metadata_load
 from transformers import WhisperConfig, WhisperForConditionalGeneration
+from yaml import YAMLError
 
 from ..common.errors import InputError
 from ..common.files import check_output_folder, temporary_name
@@ -17,12 +19,28 @@ from ..models.compression_json import write_compression
 from ..models.folders import CARD, PROCESSOR_FILES
 from ..publishing.card import write_card
 
+logger = logging.getLogger(__name__)
+
 
 def base_card(files: Path) -> dict[str, Any]:
-    """What the card of a base model, in the folder of its files, says of its licence and languages."""
+    """
+    What the card of a base model, in the folder of its files, says of its licence and languages.
+
+    A card that cannot be read costs these fields and no more.
+    """
     card = files / CARD
-    metadata = (metadata_load(card) if card.exists() else None) or {}
-    return {name: metadata[name] for name in ("license", "language") if name in metadata}
+    try:
+        metadata = (metadata_load(card) if card.exists() else None) or {}
+        fields = {name: metadata[name] for name in ("license", "language") if name in metadata}
+    except (OSError, ValueError, TypeError, YAMLError) as error:
+        logger.warning("%s cannot be read (%s): licence and languages are left out", card, " ".join(str(error).split()))
+        return {}
+    return {name: value for name, value in fields.items() if _is_text(value)}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text, or a list of texts, as a card has them."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
 def check_output(output: Path, source: str, overwrite: bool = False, known_by: str = "config.json") -> None:

@@ -59,7 +59,7 @@ def sweep(settings: ConversionSettings, ratios: Sequence[float]) -> Sweep:
     device = join(settings.device)
     clips = clips_to_transcribe(settings)
     with unfinished(settings.output, is_main_process()) as work:
-        base = load_and_calibrate(settings, device, work)
+        base = load_and_calibrate(settings, device, work, ratios)
         rows = _measured(settings, ratios, base, clips, work)
         rows = [row for row in rows if row["ratio"] in (1.0, *ratios)]
         if is_main_process():

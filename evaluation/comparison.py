@@ -129,21 +129,25 @@ def _evaluate_set(
 ) -> Path:
     """Evaluates a model on one set, going on with the manifest where there is one; returns its path."""
     path = manifest_path(settings.output, made_with["model"], made_with["dataset"])
+    clips = AudioDataset([source], text_column=settings.text_column, need_text=True)
     peak = 0
     if is_main_process():
         if path.exists():
             kept = read_settings(path)
             decisive = {key: value for key, value in made_with.items() if key not in VARYING}
-            check_same(kept, decisive, settings_path(path))
+            check_same(kept, decisive, path, f"both it and {settings_path(path).name}")
             peak = kept.get("peak_memory") or 0
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_settings(path, made_with)
-    clips = AudioDataset([source], text_column=settings.text_column, need_text=True)
     normalize = text_normalizer(settings.normalizer, processor.tokenizer)
-    with PeakMemory(model.device) as memory:
-        left_out = evaluate(
-            model, processor, clips, path, normalize, settings.batch_size, settings.decoding, settings.num_samples
-        )
+    try:
+        with PeakMemory(model.device) as memory:
+            left_out = evaluate(
+                model, processor, clips, path, normalize, settings.batch_size, settings.decoding, settings.num_samples
+            )
+    except BaseException:
+        if is_main_process() and not path.exists():  # nothing is left behind before the first result
+            settings_path(path).unlink(missing_ok=True)
+        raise
     if left_out:
         logger.warning("%s: left out %d clips whose reference is empty", source, left_out)
     peak = max(peak, *all_gather([memory.peak]))

@@ -103,6 +103,17 @@ def total_cost(
     )
 
 
+def smallest_cost(
+    spectra: EncoderSpectra, multiple: int = 16, cost: Callable[[Spectrum, int | None], float] = parameter_cost
+) -> float:
+    """What all projections cost at the ranks that cost least."""
+    return sum(
+        min(choice[0] for choice in _choices(spectrum, multiple, cost))
+        for of_layer in spectra
+        for spectrum in of_layer.values()
+    )
+
+
 def discarded(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
     """The sum of the eigenvalues that each projection loses at its rank; 0 where it stays dense."""
     return [

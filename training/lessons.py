@@ -1,6 +1,5 @@
 """Lessons: what a teacher says of audio, written to files once and read in every step of recovery."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from ..audio import SAMPLING_RATE, Clip, feature_batches
 from ..common.errors import InputError
-from ..common.files import check_same, read_kept, write_kept
+from ..common.files import claim
 from ..common.tensor_files import load_tensors, save_tensors
 from ..models.layers import layer_inputs, transcripts
 
@@ -147,12 +146,8 @@ def teach(
         InputError: the teacher hears no speech, or the files are of something else.
     """
     state = PartialState()
-    kept = folder / "origin.json"
     with state.main_process_first():
-        if kept.exists():
-            check_same(read_kept(kept), json.loads(json.dumps(origin)), kept)
-        else:
-            write_kept(kept, origin)
+        claim(folder, origin)
     files: list[Path] = []
     total = len(windows) * settings.variants
     with tqdm(desc="teacher", unit="window", total=total, disable=not state.is_main_process) as progress:

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..audio import Clip, windows_of
 from ..common.errors import InputError
-from ..common.files import check_same, read_kept, write_kept
+from ..common.files import claim
 from ..lowrank.compression import set_factors
 from ..lowrank.spectrum import Factors, balanced
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
@@ -26,7 +26,7 @@ from .trainer import EVALUATIONS, RecoveryTrainer, affordable_steps, last_checkp
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 10  # one window in so many is not trained on, but decides which step is the best
-SCHEDULE = "schedule.json"
+LENGTH = ("steps", "minutes")
 SAME = ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins", "max_source_positions")
 
 
@@ -108,20 +108,23 @@ def recover(
         **({"minutes": settings.minutes} if settings.steps is None else {"steps": settings.steps}),
         "bf16": bf16,
     }
-    checkpoint = _checkpoint(folder, schedule)
+    # Lessons serve any number of steps, a checkpoint does not.
+    decisive = {**(origin or {}), **{name: value for name, value in asdict(settings).items() if name not in LENGTH}}
+    training = folder / "training"
+    with PartialState().main_process_first():
+        claim(training, decisive | schedule)
+        checkpoint = last_checkpoint(training)
     parts = _parts(list(itertools.islice(windows_of(clips, extractor.n_samples), num_samples)))
     student.to("cpu")  # type: ignore[arg-type]
-    train, test = _lessons(teacher, extractor, parts, folder, settings, origin or {}, device)
+    train, test = _lessons(teacher, extractor, parts, folder, settings, decisive, device)
     student.to(device)  # type: ignore[arg-type]
     balance(student)
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     freeze(student)
     start = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
-    if not checkpoint and PartialState().is_main_process:
-        write_kept(folder / SCHEDULE, schedule)
 
     def trainer_of(steps: int) -> RecoveryTrainer:
-        arguments = training_arguments(settings, steps, folder, bf16, device)
+        arguments = training_arguments(settings, steps, training, bf16, device)
         return RecoveryTrainer(student, settings, args=arguments, train_dataset=train, eval_dataset=test)
 
     if checkpoint:
@@ -140,15 +143,6 @@ def recover(
         parameter.requires_grad_(True)
     student.eval()
     return {**asdict(settings), "steps": trainer.state.global_step, "loss_before": before, "loss_after": after}
-
-
-def _checkpoint(folder: Path, schedule: dict[str, Any]) -> Path | None:
-    """Where an interrupted recovery of the same schedule goes on: lessons serve any, a checkpoint does not."""
-    with PartialState().main_process_first():
-        checkpoint = last_checkpoint(folder)
-        if checkpoint:
-            check_same(read_kept(folder / SCHEDULE), schedule, folder / SCHEDULE)
-    return checkpoint
 
 
 def _parts(windows: Sequence[Clip]) -> dict[str, list[Clip]]:
@@ -170,14 +164,12 @@ def _lessons(
     device: torch.device,
 ) -> list[Lessons]:
     """What the teacher says of each part; it is on the device meanwhile, where there is room for it."""
-    lasting = {name: value for name, value in asdict(settings).items() if name not in ("steps", "minutes")}
     try:
         teacher.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
         on_cpu(teacher)
     lessons = [
-        Lessons(teach(teacher, extractor, windows, settings, folder / name, {**origin, **lasting}))
-        for name, windows in parts.items()
+        Lessons(teach(teacher, extractor, windows, settings, folder / name, origin)) for name, windows in parts.items()
     ]
     teacher.to("cpu")  # type: ignore[arg-type]
     return lessons

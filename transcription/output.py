@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..common.errors import InputError
-from ..common.files import check_writable, temporary_name, tidy
+from ..common.files import LONGEST_NAME, check_writable, temporary_name, tidy
 from .formats import FORMATS, Transcript
 from .transcriber import read_transcripts
 
@@ -90,10 +90,10 @@ class Output:
 
     def _write_files(self, transcripts: Path, folder: Path) -> None:
         folder.mkdir()
-        names = file_names([t.audio for t in read_transcripts(transcripts) if not t.error], self.form)
-        for transcript in read_transcripts(transcripts):
+        names = file_names([transcript.audio for transcript in read_transcripts(transcripts)], self.form)
+        for transcript, name in zip(read_transcripts(transcripts), names, strict=True):
             if not transcript.error:
-                path = folder / names[transcript.audio]
+                path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(FORMATS[self.form](transcript), encoding="utf-8")
 
@@ -105,16 +105,41 @@ def json_line(transcript: Transcript) -> str:
     return json.dumps({key: value for key, value in values.items() if key not in left_out}, ensure_ascii=False) + "\n"
 
 
-def file_names(recordings: Sequence[str], form: str) -> dict[str, str]:
+def file_names(recordings: Sequence[str], form: str) -> list[str]:
     """
     Where the file of each recording lies in the folder: as in the folder that holds them all.
 
-    Two that differ in their suffix only keep it: call.wav.srt and call.mp3.srt.
+    Two that differ in their suffix only keep it: call.wav.srt and call.mp3.srt. Rows of a dataset may share a name, or
+    have one that no file can have; whatever they are called, every recording has a valid file of its own.
+
+    Args:
+        recordings (`Sequence[str]`): files, or rows of datasets, in their order.
+        form (`str`): the suffix of the files.
+
+    Returns:
+        `list[str]`: a relative path for each.
     """
-    paths = {name: Path(name).resolve() for name in recordings}  # so that no name leads out of the folder
-    root = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
-    counts = Counter(path.with_suffix("") for path in paths.values())
-    return {
-        name: f"{(path.with_suffix('') if counts[path.with_suffix('')] == 1 else path).relative_to(root)}.{form}"
-        for name, path in paths.items()
-    }
+    paths = [Path(_valid(name)).resolve() for name in recordings]  # so that no name leads out of the folder
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    counts = Counter(path.with_suffix("") for path in dict.fromkeys(paths))
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem = str((path.with_suffix("") if counts[path.with_suffix("")] == 1 else path).relative_to(root))
+        name, number = f"{stem}.{form}", 1
+        while name.casefold() in taken:  # some file systems do not tell small letters from capitals
+            number += 1
+            name = f"{stem}-{number}.{form}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _valid(name: str) -> str:
+    """The name with what no file's name can hold replaced, and its parts cut to what file systems take."""
+    printable = "".join(character if character.isprintable() else "_" for character in name)
+    return "/".join(part if len(part.encode()) <= LONGEST_NAME else _cut(part) for part in printable.split("/"))
+
+
+def _cut(part: str) -> str:
+    return part.encode()[:LONGEST_NAME].decode(errors="ignore")

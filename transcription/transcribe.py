@@ -12,7 +12,7 @@ from transformers import AutomaticSpeechRecognitionPipeline, WhisperForCondition
 
 from ..audio import AudioDataset
 from ..common.errors import InputError
-from ..common.files import check_same, read_kept, unfinished, write_kept
+from ..common.files import claim, unfinished
 from ..common.processes import available_device
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.folders import check_language, fingerprint, load_model
@@ -90,11 +90,8 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
         "batch_size": settings.batch_size,
     }
     with unfinished(settings.output.path) as work:
-        work.mkdir(parents=True, exist_ok=True)
-        kept, lines = work / "settings.json", work / "transcripts.jsonl"
-        if kept.exists():
-            check_same(read_kept(kept), decisive, kept)
-        write_kept(kept, decisive)
+        claim(work, decisive)
+        lines = work / "transcripts.jsonl"
         if settings.ray:
             from .cluster import transcribe_on_cluster  # Ray need not be installed
 

@@ -138,6 +138,7 @@ def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor,
     assert not lite.training
 
 
+@pytest.mark.slow
 def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tmp_path: Path, monkeypatch) -> None:
     """As many as fit beside the evaluations, a whole number between two of them, and at least one."""
     seconds = itertools.count()  # two for a step, however fast this machine is
@@ -182,6 +183,7 @@ def test_a_loss_that_becomes_nan_keeps_the_best_step(
     assert all(tensor.isfinite().all() for tensor in lite.state_dict().values())
 
 
+@pytest.mark.slow
 def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
     base_model, moments, processor, clips, tmp_path: Path, monkeypatch
 ) -> None:
@@ -210,12 +212,12 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
         with pytest.raises(KeyboardInterrupt):
             recover(broken, *given, tmp_path / "broken", SHORT)
     # and died again while it wrote a checkpoint
-    shutil.copytree(tmp_path / "broken/checkpoint-6", tmp_path / "broken/checkpoint-8")
-    (tmp_path / "broken/checkpoint-8/trainer_state.json").write_text('{"best_global')
+    shutil.copytree(tmp_path / "broken/training/checkpoint-6", tmp_path / "broken/training/checkpoint-8")
+    (tmp_path / "broken/training/checkpoint-8/trainer_state.json").write_text('{"best_global')
     recover(resumed, *given, tmp_path / "broken", SHORT)
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
     curves = [
-        json.loads((tmp_path / name / "checkpoint-10/trainer_state.json").read_text())["log_history"]
+        json.loads((tmp_path / name / "training/checkpoint-10/trainer_state.json").read_text())["log_history"]
         for name in ("whole", "broken")
     ]
     losses = [[(entry["step"], entry["loss"]) for entry in curve if "loss" in entry] for curve in curves]
@@ -297,6 +299,7 @@ def test_too_little_audio(lite, base_model, processor, clips, tmp_path: Path) ->
         recover(lite, base_model, processor.feature_extractor, clips[:1], 4, tmp_path, SHORT)
 
 
+@pytest.mark.slow
 def test_the_command(lite, tmp_path: Path, capsys, caplog) -> None:
     """A folder in, a complete folder out, with an account of what was done; nothing else is left."""
     caplog.set_level(logging.INFO)
@@ -318,6 +321,7 @@ def test_the_command(lite, tmp_path: Path, capsys, caplog) -> None:
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_convert_recovers(tmp_path: Path) -> None:
     command = ["--model", MODEL, "--dataset", AUDIO, "--num-samples", 4, "--ratio", 0.2, "--rank-multiple", 4]
     assert convert.main([str(word) for word in [*command, "--recover", 0.01, "--output", tmp_path / "lite"]]) == 0

@@ -98,13 +98,15 @@ def test_an_interrupted_run_goes_on(
     assert transcribe(recordings, tmp_path / "out.jsonl") == 130
     assert not (tmp_path / "out.jsonl").exists()
     stored = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
-    if stored.exists():
+    monkeypatch.setattr(transcriber, "append", append)
+    if stopped_at:
         with stored.open("ab") as file:
             file.write(b'{"index": 3, "aud')  # as a power cut would leave it
-    # Other options are refused, and nothing is lost by that.
-    monkeypatch.setattr(transcriber, "append", append)
-    assert transcribe(recordings, tmp_path / "out.jsonl", "--timestamps", "word") == 1
-    assert "timestamps segment there, word here" in capsys.readouterr().err
+        # Other options are refused, and nothing is lost by that.
+        assert transcribe(recordings, tmp_path / "out.jsonl", "--timestamps", "word") == 1
+        assert "timestamps segment there, word here" in capsys.readouterr().err
+    else:
+        assert list(tmp_path.iterdir()) == []  # nothing is left before the first result
     read = []
     monkeypatch.setattr(
         transcriber, "_transcript", lambda r, result, f=transcriber._transcript: read.append(r) or f(r, result)
@@ -113,6 +115,43 @@ def test_an_interrupted_run_goes_on(
     assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
     assert len(read) <= 12 - sum(calls[:stopped_at]) + 2  # a batch of which a part was done runs again
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_lines_of_another_model_or_language_are_never_mixed_in(
+    recordings: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Who removes what a refusal seems to be about does not go on with the lines that were there."""
+    append, calls = transcriber.append, []
+
+    def interrupted(path: Path, found: list) -> None:
+        calls.append(found)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        append(path, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transcriber, "append", interrupted)
+        assert transcribe(recordings, tmp_path / "out.jsonl", "--task", "translate") == 130
+    work = tmp_path / "out.jsonl.unfinished"
+    assert transcribe(recordings, tmp_path / "out.jsonl") == 1
+    said = capsys.readouterr().err
+    assert re.search(rf"error: {work} was made .* task translate there, .* remove the whole folder", said)
+    (work / "origin.json").unlink()
+    assert transcribe(recordings, tmp_path / "out.jsonl") == 1
+    assert re.search(rf"error: {work} does not say what .*; remove the whole folder", capsys.readouterr().err)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_typing_error_leaves_nothing_behind(recordings: Path, tmp_path: Path, capsys) -> None:
+    assert transcribe(tmp_path / "recordigns", tmp_path / "out.jsonl") == 1
+    said = capsys.readouterr().err
+    assert "recordigns; check the path" in said and "--" not in said.splitlines()[-1]  # there is no such option
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_recording_is_no_recordings(recordings: Path, tmp_path: Path, capsys) -> None:
+    assert transcribe(recordings / "monday/test_000.flac", tmp_path / "out.txt") == 0
+    assert capsys.readouterr().out.startswith("1 recording transcribed\n")
 
 
 def test_a_folder_of_subtitles(recordings: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -210,5 +249,5 @@ def test_formats() -> None:
 
 def test_names_in_a_folder() -> None:
     names = file_names(["/calls/a/x.wav", "/calls/b/x.wav", "/calls/b/x.mp3", "/calls/../calls/c.v2.wav"], "srt")
-    assert list(names.values()) == ["a/x.srt", "b/x.wav.srt", "b/x.mp3.srt", "c.v2.srt"]
-    assert list(file_names(["../../x.wav"], "txt").values()) == ["x.txt"]
+    assert names == ["a/x.srt", "b/x.wav.srt", "b/x.mp3.srt", "c.v2.srt"]
+    assert file_names(["../../x.wav"], "txt") == ["x.txt"]

@@ -1,0 +1,7 @@
+"""`python -m lite_whisper`, the same as the console script `lite-whisper`."""
+
+import sys
+
+from lite_whisper.cli.lite_whisper_commands import main
+
+sys.exit(main())
