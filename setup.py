@@ -51,6 +51,7 @@ setup(
             "import-linter",
             "jsonschema",
             "mypy",
+            "parameterized",  # what the tests of transformers import
             "peft>=0.18",
             "pytest",
             "pytest-xdist",
