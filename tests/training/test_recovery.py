@@ -124,6 +124,7 @@ def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, cli
     assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor, clips, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in lite.state_dict().items()}
     trainable = {name for name, parameter in lite.named_parameters() if parameter.requires_grad}
@@ -214,6 +215,15 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
     # and died again while it wrote a checkpoint
     shutil.copytree(tmp_path / "broken/training/checkpoint-6", tmp_path / "broken/training/checkpoint-8")
     (tmp_path / "broken/training/checkpoint-8/trainer_state.json").write_text('{"best_global')
+    # Nor is it ever resumed as another one, whatever of its origin is removed.
+    other = replace(SHORT, learning_rate=SHORT.learning_rate / 2)
+    with pytest.raises(InputError, match=r"training was made from .* learning_rate .* remove the whole folder"):
+        recover(students(), *given, tmp_path / "broken", other)
+    without = shutil.copytree(tmp_path / "broken", tmp_path / "without")
+    for origin in without.rglob("origin.json"):
+        origin.unlink()
+    with pytest.raises(InputError, match=r"training does not say what it was made from.* remove the whole folder"):
+        recover(students(), *given, without, other)
     recover(resumed, *given, tmp_path / "broken", SHORT)
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
     curves = [
