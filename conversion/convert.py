@@ -152,11 +152,16 @@ def _report(
     account: Account,
 ) -> dict[str, Any]:
     origin = account["calibration"]
+    frames = base.calibration.moments[0]["q_proj"].count
     return {
         "base_model": public_name(settings.model),
         "base_card": base_card(base.folder),
         **account,
-        "calibration": {**origin, "datasets": [public_name(source) for source in origin["datasets"]]},
+        "calibration": {
+            **origin,
+            "datasets": [public_name(source) for source in origin["datasets"]],
+            "windows": frames // lite.config.max_source_positions,  # the audio may have held fewer than num_samples
+        },
         "low_rank_config": lite.config.low_rank_config,
         "evaluation": {
             "datasets": [public_name(source) for source in settings.evaluate],
