@@ -135,7 +135,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "no config": (without("config.json"), r"base is a model of unknown type, not a Whisper; give a Whisper"),
     "no feature extractor": (without("preprocessor_config.json"), r"base has no preprocessor_config\.json; copy it"),
     "no tokenizer": (without("tokenizer*", "vocab.json"), r"base has no tokenizer; copy its files"),
-    "no weights": (without(), r"model\.safetensors.*base"),
+    "no weights": (without(), r"base has no model\.safetensors, nor shards of it"),
     "no transcripts": (
         without_transcripts,
         r"the evaluation needs transcripts: a folder with metadata\.csv, or a dataset .*\(--evaluate\)$",

@@ -11,6 +11,7 @@ from conversions import CLIPS, MODEL, arguments, contents, only_message, run, un
 from lite_whisper.convert import main
 
 
+@pytest.mark.slow
 def test_kept_moments_spare_the_audio(tmp_path: Path, speech: Path) -> None:
     audio, moments = tmp_path / "audio", tmp_path / "new" / "moments.safetensors"
     shutil.copytree(speech, audio)

@@ -108,6 +108,7 @@ def test_a_killed_run_goes_on(seed, base_model, processor, clips, undisturbed, t
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate memory")]
 )

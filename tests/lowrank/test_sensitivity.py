@@ -14,8 +14,8 @@ from lite_whisper.models.layers import projection_module, transcripts
 
 @pytest.fixture(scope="module")
 def sensitivities(base_model, calibration_batches):
-    """Of the miniature on two batches."""
-    return collect_sensitivities(base_model, calibration_batches[:2], seed=5, draws=2)
+    """Of the miniature on two batches of two windows."""
+    return collect_sensitivities(base_model, [batch[:2] for batch in calibration_batches[:2]], seed=5, draws=2)
 
 
 def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibration_batches, sensitivities) -> None:
@@ -31,7 +31,7 @@ def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibra
     for index, layer in enumerate(model.get_encoder().layers):
         for projection in PROJECTIONS:
             projection_module(layer, projection).register_forward_hook(keep((index, projection)))
-    for number, batch in enumerate(calibration_batches[:2]):
+    for number, batch in enumerate(batch[:2] for batch in calibration_batches[:2]):
         generator = torch.Generator().manual_seed(noise_seed(5, number))
         tokens, predicted, _ = transcripts(base_model, base_model.get_encoder()(batch)[0])
         logits = model(input_features=batch, decoder_input_ids=tokens).logits[predicted]
@@ -82,7 +82,7 @@ def test_an_english_only_model_has_no_language_token(base_model, calibration_bat
 
 
 def test_languages_are_counted(sensitivities) -> None:
-    assert sensitivities.languages == {"en": 8}
+    assert sensitivities.languages == {"en": 4}
 
 
 def test_shapes_and_symmetry(sensitivities) -> None:

@@ -159,6 +159,7 @@ def test_loading_with_transformers(tmp_path):
     assert result["remote"] == ["OwnModel", "own"]
 
 
+@pytest.mark.slow
 def test_streaming_datasets(tmp_path):
     audio = []
     for seed in range(3):

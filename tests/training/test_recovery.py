@@ -154,6 +154,7 @@ def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tm
     assert said[1] % EVALUATIONS == 0
 
 
+@pytest.mark.slow
 def test_it_is_never_worse_than_it_was(lite, base_model, processor, clips, tmp_path: Path, caplog) -> None:
     start = copy.deepcopy(lite)
     balance(start)
@@ -164,6 +165,7 @@ def test_it_is_never_worse_than_it_was(lite, base_model, processor, clips, tmp_p
     assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in lite.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_nan_keeps_the_best_step(
     lite, base_model, processor, clips, tmp_path: Path, monkeypatch, caplog
 ) -> None:
