@@ -1,4 +1,7 @@
+import shutil
+
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 FLOORS = (
     "audio",
@@ -13,12 +16,23 @@ FLOORS = (
     "transcription",
 )
 
+
+class FreshBuild(build_py):
+    """Builds from nothing: what was deleted since an earlier build would be packed otherwise."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 setup(
     name="lite-whisper",
     version="0.1.0",
     description="Make OpenAI's Whisper smaller and faster without retraining it",
     license="Apache-2.0",
     python_requires=">=3.11",
+    cmdclass={"build_py": FreshBuild},
+    script_name="setup.py",  # by its name it is told from the modules beside it, which pip hides
     # The root is the package: its configuration and modeling files also travel alone, into every published model.
     package_dir={"lite_whisper": ".", "": "cli"},
     packages=["lite_whisper", *(f"lite_whisper.{floor}" for floor in FLOORS)],
@@ -57,6 +71,7 @@ setup(
             "pytest-xdist",
             "ray[data]",
             "ruff",
+            "setuptools>=77",
         ],
     },
 )
