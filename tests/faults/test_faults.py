@@ -326,6 +326,7 @@ def stream(monkeypatch) -> Iterator[dict[str, Any]]:
 
     class Builder:
         config = type("Config", (), {})()
+        repo_id = "org/set"
 
         def as_streaming_dataset(self, split: str) -> datasets.IterableDataset:
             features = datasets.Features({"audio": datasets.Audio(), "text": datasets.Value("string")})
@@ -334,6 +335,7 @@ def stream(monkeypatch) -> Iterator[dict[str, Any]]:
             made._info.features = features
             return made
 
+    monkeypatch.setattr(sources, "_check_reachable", lambda name: None)
     monkeypatch.setattr(sources.datasets, "get_dataset_split_names", lambda *_: ["test"])
     monkeypatch.setattr(sources.datasets, "load_dataset_builder", lambda *_: Builder())
     yield faults
