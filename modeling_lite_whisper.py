@@ -111,7 +111,24 @@ def _derive_after_loading(layer: LiteWhisperEncoderLayer, _: object) -> None:
     layer.derive()
 
 
-class LiteWhisperEncoder(WhisperEncoder):
+class CompleteWeights:
+    """For models that are loaded with all their weights or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """
+        As in transformers, but a model with random weights in the place of missing ones is not returned.
+
+        Raises:
+            ValueError: weights are missing.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
+        return loaded if output_loading_info else loaded[0]
+
+
+class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
     """The Whisper encoder with `LiteWhisperEncoderLayer`s; exactly Whisper's where `low_rank_config` is None."""
 
     _no_split_modules = ["LiteWhisperEncoderLayer"]
@@ -177,23 +194,6 @@ class LiteWhisperEncoder(WhisperEncoder):
             self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
         else:
             super()._init_weights(module)
-
-
-class CompleteWeights:
-    """For models that are loaded with all their weights or not at all."""
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """
-        As in transformers, but a model with random weights in the place of missing ones is not returned.
-
-        Raises:
-            ValueError: weights are missing.
-        """
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        if missing := sorted(loaded[1]["missing_keys"]):
-            raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
-        return loaded if output_loading_info else loaded[0]
 
 
 class LiteWhisperModel(CompleteWeights, WhisperModel):

@@ -60,6 +60,16 @@ def test_a_head_of_its_own_that_is_missing_is_refused(tmp_path: Path) -> None:
         LiteWhisperForConditionalGeneration.from_pretrained(tmp_path)
 
 
+def test_an_encoder_is_loaded_from_its_own_file_alone(tmp_path: Path) -> None:
+    model = random_model(RANKS)
+    model.save_pretrained(tmp_path / "model")
+    model.get_encoder().save_pretrained(tmp_path / "encoder")
+    loaded = modeling.LiteWhisperEncoder.from_pretrained(tmp_path / "encoder").eval()
+    assert torch.equal(loaded(FEATURES)[0], model.get_encoder()(FEATURES)[0])
+    with pytest.raises(ValueError, match="weights are missing"):
+        modeling.LiteWhisperEncoder.from_pretrained(tmp_path / "model")
+
+
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[LiteWhisperForConditionalGeneration]:
     """A model in the inference mode, none of whose pairs is multiplied out for being slow at this size."""
