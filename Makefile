@@ -31,11 +31,13 @@ COMMANDS := tests/docs/test_commands.py
 	$(PYTHON) -m venv .venv-4.57
 	$(OLD)/pip install $(PIP_QUIET) --constraint $< torch
 	$(OLD)/pip install $(PIP_QUIET) --constraint $< transformers accelerate peft pytest pytest-xdist soundfile torchao
+	# The package with what is known of it, but without what it needs.
 	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
+	ln -sfn ../../lite_whisper.egg-info .venv-4.57/package/lite_whisper.egg-info
 	touch $@
 
 # What a user gets from `pip install lite-whisper`, apart from the package itself.
-.venv-wheel/installed: setup.py constraints.txt
+.venv-wheel/installed: setup.py constraints.txt | .venv/installed
 	$(PYTHON) -m venv .venv-wheel
 	$(NEW)/pip install $(PIP_QUIET) --constraint constraints.txt torch
 	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
