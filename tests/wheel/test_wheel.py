@@ -52,8 +52,8 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     floors = [path.parent for path in ROOT.glob("*/__init__.py")]
     sources = [path for folder in floors for path in folder.glob("*") if path.suffix in (".py", ".md")]
     expected = {f"lite_whisper/{path.relative_to(ROOT)}" for path in sources}
-    expected |= {f"lite_whisper/{name}" for name in (*HUB_FILES, "__init__.py", "convert.py")}
-    assert set(names) - {"lite_whisper/setup.py"} == expected | {"lite_whisper_commands.py"}
+    expected |= {f"lite_whisper/{name}" for name in (*HUB_FILES, "__init__.py", "__main__.py", "convert.py")}
+    assert set(names) == expected | {"lite_whisper_commands.py"}
 
 
 def test_help_and_the_miniature_that_is_not_there(empty: Path) -> None:
