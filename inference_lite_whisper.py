@@ -94,7 +94,8 @@ def parameters(layer: WhisperEncoderLayer) -> list[nn.Parameter | None]:
 
 def version(parameter: nn.Parameter | None) -> int:
     """How many changes in place torch has counted; in tensors made in `torch.inference_mode()` it counts none."""
-    return 0 if parameter is None or parameter.is_inference() else parameter._version
+    # The count is not public. Without it what was derived is still renewed by loading, moving and training.
+    return 0 if parameter is None or parameter.is_inference() else getattr(parameter, "_version", 0)
 
 
 def is_plain(projection: Any) -> bool:
