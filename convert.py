@@ -4,13 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lite_whisper.cli import exit_codes
-from lite_whisper.cli.convert import build_parser, parse_arguments, print_conversion, print_sweep
-from lite_whisper.cli.publish import check_login, publish_folder
-from lite_whisper.common.processes import is_main_process
-from lite_whisper.conversion import convert
-from lite_whisper.conversion.rewriting import merge, upgrade
-from lite_whisper.conversion.sweep import sweep
+try:
+    from lite_whisper.cli import exit_codes
+    from lite_whisper.cli.convert import build_parser, parse_arguments, print_conversion, print_sweep
+    from lite_whisper.cli.publish import check_login, publish_folder
+    from lite_whisper.common.processes import is_main_process
+    from lite_whisper.conversion import convert
+    from lite_whisper.conversion.rewriting import merge, upgrade
+    from lite_whisper.conversion.sweep import sweep
+except KeyboardInterrupt:  # the packages take seconds to load
+    print("\ninterrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 def run(arguments: argparse.Namespace) -> None:

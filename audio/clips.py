@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.errors import InputError
 from .decoding import decode
 
 
@@ -48,7 +49,12 @@ class Entry:
         The decoded clip.
 
         Raises:
-            InputError: it cannot be decoded, is empty, or not finite.
+            InputError: it cannot be had or decoded, is empty, too long, or not finite.
             OSError: it cannot be opened.
         """
-        return Clip(self.name, decode(self.load()), self.text)
+        try:
+            return Clip(self.name, decode(self.load()), self.text)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # of a connection, an archive or memory: the other clips have nothing to do with it
+            raise InputError(f"cannot be read ({type(error).__name__})") from error

@@ -19,6 +19,9 @@ TO_CONVERT = (".m4a", ".webm", ".mp4", ".aac", ".wma", ".amr", ".mkv", ".mov")
 LOWEST_RATE = 1_000  # Hz; from a mistaken rate of 1 Hz every sample would become 16,000
 
 
+LONGEST = 4  # hours, 0.92 GB of samples; a file of a few hundred kilobytes may claim to hold days
+
+
 BLOCK = 1 << 20  # samples of all channels that are decoded at once
 
 
@@ -30,18 +33,18 @@ def decode(file: str | Path | io.BytesIO) -> np.ndarray:
         `np.ndarray` of shape `(samples,)`, float32, 16 kHz, mono.
 
     Raises:
-        InputError: not decodable, empty, or not finite.
+        InputError: not decodable, empty, longer than `LONGEST` hours, or not finite.
     """
     try:
         with _opened(file) as stream, _Recording(stream, closefd=False) as sound:
             if sound.samplerate < LOWEST_RATE:
                 raise InputError(f"has a sampling rate of {sound.samplerate} Hz; speech needs {LOWEST_RATE} at least")
-            blocks = list(_resampled_blocks(sound))
+            blocks = list(_no_longer(_resampled_blocks(sound)))
             if not sound.tell():
                 raise InputError("holds no audio")
     except InputError:
         raise
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # of libsndfile, soxr or memory: whatever it is, it is about this file
         # Not the whole message: it repeats the path, and what was skipped is told in a file that is published.
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or type(error).__name__
         known = not isinstance(file, io.BytesIO) and Path(file).suffix.lower() in TO_CONVERT
@@ -82,3 +85,13 @@ def _resampled_blocks(sound: _Recording) -> Iterator[np.ndarray]:
             mono = block.mean(axis=1)
         yield resampler.resample_chunk(mono)
     yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _no_longer(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, as long as there are no more than of `LONGEST` hours."""
+    left = LONGEST * 3600 * SAMPLING_RATE
+    for block in blocks:
+        left -= len(block)
+        if left < 0:
+            raise InputError(f"is longer than {LONGEST} hours; split it")
+        yield block

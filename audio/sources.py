@@ -6,10 +6,12 @@ import itertools
 import json
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import fsspec
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 TIMEOUT = 10  # seconds for the Hub to answer at all
+
+
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")  # as fsspec calls what datasets reads files out of
+LARGEST = 2 << 30  # bytes of a file of a Hub dataset, which is in memory as a whole
 
 
 PARTS = 16  # at the most, of a streamed dataset; so many processes can share its files
@@ -90,7 +96,7 @@ def _metadata_rows(metadata: Path) -> list[dict[str, Any]]:
             if metadata.suffix == ".csv":
                 return list(csv.DictReader(file))
             return [json.loads(line) for line in file if line.strip()]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{metadata} is malformed ({error}); mend it or remove it to read every audio file") from error
 
 
@@ -98,7 +104,13 @@ def _metadata_entry(metadata: Path, row: dict[str, Any], find_text: _FindText) -
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
         found = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
         raise InputError(f"{metadata} needs a column file_name with a file's name in every row; one has {found}")
-    return _file_entry(metadata.parent / row["file_name"], find_text(row, str(metadata)))
+    entry = _file_entry(metadata.parent / row["file_name"], find_text(row, str(metadata)))
+    name = Path(row["file_name"])
+    return replace(entry, load=_refused) if name.is_absolute() or ".." in name.parts else entry
+
+
+def _refused() -> NoReturn:
+    raise InputError("lies outside of the dataset that names it, which may only name audio of its own")
 
 
 def _transcript(row: dict[str, Any], source: str, column: str | None, needed: bool) -> str | None:
@@ -159,9 +171,9 @@ def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Par
 
     def entries(rows: datasets.IterableDataset, start: int) -> Iterator[Entry]:
         for index, row in enumerate(_rows(rows, source), start):
-            audio = row[column]
-            name = audio["path"] or f"{source} row {index}"
-            yield Entry(name, partial(_stored_audio, audio), find_text(row, source), name)
+            audio = row[column] or {}
+            name = audio.get("path") or f"{source} row {index}"
+            yield Entry(name, partial(_stored_audio, audio, builder.repo_id or name), find_text(row, source), name)
 
     if seed is not None:
         return [partial(entries, stream.shuffle(seed=seed, buffer_size=100), 0)]
@@ -190,9 +202,28 @@ def _rows(stream: datasets.IterableDataset, source: str) -> Iterator[dict[str, A
         yield row
 
 
-def _stored_audio(audio: dict[str, Any]) -> io.BytesIO:
-    """The encoded bytes of an undecoded `datasets.Audio` value, which holds them or says where they are."""
-    if audio["bytes"] is not None:
+def _stored_audio(audio: dict[str, Any], repository: str) -> io.BytesIO:
+    """
+    The encoded bytes of an undecoded `datasets.Audio` value, which holds them or says where they are.
+
+    Args:
+        audio (`dict`): with `bytes`, or with the `path` of a file of the repository, also of one inside an archive.
+        repository (`str`): the dataset that the value is of.
+
+    Raises:
+        InputError: it holds nothing, is too large, or lies somewhere else: the row names it, and would have files of
+            this machine and its network read.
+    """
+    if audio.get("bytes") is not None:
         return io.BytesIO(audio["bytes"])
-    with fsspec.open(audio["path"], "rb") as file:
-        return io.BytesIO(file.read())
+    if not audio.get("path"):
+        raise InputError("holds no audio")
+    *archives, file = audio["path"].split("::")
+    own = re.match(rf"hf://datasets/{re.escape(repository)}(@[^/]+)?/", file) and ".." not in file.split("/")
+    if not own or not all(archive.split("://")[0] in ARCHIVES for archive in archives):
+        _refused()
+    with fsspec.open(audio["path"], "rb") as stream:
+        content = stream.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise InputError(f"is larger than {LARGEST >> 30} GB; split it")
+    return io.BytesIO(content)

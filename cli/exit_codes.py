@@ -33,11 +33,14 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
     Returns:
         `int`: the exit code.
     """
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     # What transformers warns of, and shows the progress of, whoever runs a command can do nothing about.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()
+    if not huggingface_hub.constants.HF_DEBUG:
+        huggingface_hub.utils.logging.set_verbosity_error()
     try:
         with logging_redirect_tqdm(), bars_closed():
             command()
@@ -45,11 +48,9 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
         print("\ninterrupted; run the same command again, what was finished is not repeated", file=sys.stderr)
         return 130
     except torch.OutOfMemoryError as error:
-        print(f"error: out of memory ({error}); lower --batch-size or use --device cpu", file=sys.stderr)
-        return 1
+        return _failed(f"out of memory ({error}); lower --batch-size or use --device cpu")
     except InputError as error:
-        print(f"error: {explained(parser, error)}", file=sys.stderr)
-        return 1
+        return _failed(explained(parser, error))
     except (OSError, SafetensorError, RuntimeError) as error:
         of_torch = any(name in str(error) for name in TORCH_WRITES)
         if isinstance(error, RuntimeError) and not of_torch:
@@ -57,9 +58,23 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
         # safetensors gives the number in its text only.
         full = any(code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK)
         advice = "; free some space or choose another disk, nothing half-written was left" if full or of_torch else ""
-        print(f"error: {error}{advice}", file=sys.stderr)
-        return 1
+        return _failed(f"{error}{advice}")
     return 0
+
+
+def _failed(message: str) -> int:
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return 1
+
+
+def printable(text: str) -> str:
+    """Text in which names of files, which others may have chosen, control no terminal: escapes are shown instead."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextmanager

@@ -29,6 +29,15 @@ def load(command: str) -> Callable[[Sequence[str], str], int]:
 
 def main() -> int:
     """Runs the command that the first argument names; returns the exit code."""
+    try:
+        return run()
+    except KeyboardInterrupt:  # while its packages load; a command that runs ends by itself
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def run() -> int:
+    """The same, without an end for Ctrl-C."""
     name, *rest = sys.argv[1:] or [""]
     if name in COMMANDS:
         return load(name)(rest, f"lite-whisper {name}")

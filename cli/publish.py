@@ -28,9 +28,10 @@ def publish_folder(arguments: argparse.Namespace, folder: Path, repo_id: str, ma
         files = {*files_to_upload(folder), Path(CARD), *([Path(EVALUATION)] if manifests else [])}
         for file in sorted(files):
             size = f"{(folder / file).stat().st_size / 1e6:12.3f} MB" if (folder / file).exists() else f"{'new':>15}"
-            print(f"{size}  {file}")
+            print(f"{size}  {exit_codes.printable(str(file))}")
         print(f"would be uploaded to {repo_id}; nothing was")
         return
+    check_login(arguments, repo_id)  # before anything in the folder is changed
     commit = publish(folder, destination(arguments, repo_id), prepare_upload(folder, repo_id, manifests))
     print(f"published as {commit.pr_url or commit.commit_url}")
 

@@ -134,7 +134,7 @@ def read_kept(path: Path, advice: str = "") -> dict[str, Any]:
     advice = advice or f"remove {path.parent} to begin anew"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(kept, dict):
         raise InputError(f"{path} is damaged (it holds no JSON object); {advice}")

@@ -66,7 +66,7 @@ def read_manifest(path: Path) -> list[Utterance]:
             utterance = Utterance(**{field.name: values[field.name] for field in fields(Utterance)})
             _check_types(utterance)
             check_line(values)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{path} line {number} is not one of a manifest or damaged ({type(error).__name__}: {error}); remove "
                 "the line and evaluate again, which adds what is missing"

@@ -7,11 +7,12 @@ import soundfile
 from transformers import pipeline
 from transformers.utils import logging
 
-from lite_whisper.publishing.hub import Destination, prepare_upload, publish
+from lite_whisper.publishing.hub import Destination, check_destination, prepare_upload, publish
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 folder, name, file = sys.argv[1:]
+check_destination(Destination(name))
 commit = publish(Path(folder), Destination(name), prepare_upload(Path(folder), name))
 
 audio, rate = soundfile.read(file)  # 16 kHz, mono

@@ -103,5 +103,5 @@ def load_time_table(path: Path) -> TimeTable:
         raise InputError(
             f"there is no file {path}; lite-whisper profile --output {path} makes it", setting="profile"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no table of times; lite-whisper profile makes one", setting="profile") from error

@@ -3,9 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import InputError
 from ..common.files import read_kept, write_kept
 
 COMPRESSION = "compression.json"
+ADVICE = "convert again, or copy the file from where the model came from"
+
+KINDS: dict[str, tuple[type, str]] = {
+    "base_model": (str, "text"),
+    "base_card": (dict, "object"),
+    "upgraded_from": (str, "text"),
+    "low_rank_config": (list, "list"),
+    **dict.fromkeys(("recipe", "calibration", "recovery", "evaluation", "before", "after"), (dict, "object")),
+}
+"""What each entry is, in Python and in the words of JSON."""
 
 
 def read_compression(folder: Path) -> dict[str, Any] | None:
@@ -13,10 +24,18 @@ def read_compression(folder: Path) -> dict[str, Any] | None:
     What a model folder says of how it was made; None where it says nothing.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or an entry is of another kind than it should be.
     """
     path = folder / COMPRESSION
-    return read_kept(path, "convert again, or copy the file from where the model came from") if path.exists() else None
+    if not path.exists():
+        return None
+    report = read_kept(path, ADVICE)
+    if "base_model" not in report:
+        raise InputError(f"{path} does not name the base_model; {ADVICE}")
+    for name, (kind, what) in KINDS.items():
+        if not isinstance(report.get(name, kind()), kind):
+            raise InputError(f"{name} in {path} is no {what}; {ADVICE}")
+    return report
 
 
 def write_compression(folder: Path, report: dict[str, Any]) -> None:

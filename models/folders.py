@@ -15,11 +15,12 @@ from ..common.errors import InputError
 from ..configuration_lite_whisper import LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .compression_json import COMPRESSION, read_compression
+from .plausibility import check_processor_files, check_weights_fit
 from .published import PUBLISHED_NAME
 
-# Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
 CARD = "README.md"
 
+# Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
 PROCESSOR_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -32,6 +33,8 @@ PROCESSOR_FILES = (
     "vocab.json",
 )
 
+# Other safetensors are variants in another precision.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 
 Model = TypeVar("Model", bound=WhisperForConditionalGeneration)
 
@@ -57,19 +60,28 @@ def _damage_explained(name: str) -> Iterator[None]:
     except (InputError, OSError):
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{name} needs Python code of its own, which is not run; give a model that transformers loads without"
+            ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot load {name}, whose files may be damaged or of different models: {reason}") from error
 
 
 def _load(model_class: type[Model], name: str, folder: Path) -> Model:
     """
-    Loads a model in the dtype in which it is stored, from safetensors only, if it is whole.
+    Loads a model in the dtype in which it is stored, from safetensors only, if it is whole; none of its code is run.
 
     Raises:
-        InputError: the files are damaged, weights are missing, left over or not finite.
+        InputError: the files are damaged, of several models, or lack weights, or these are not finite.
     """
+    if not Path(name).is_dir():
+        folder = _downloaded(name, *WEIGHTS)
     with _damage_explained(name):
-        loaded: Any = model_class.from_pretrained(name, dtype="auto", use_safetensors=True, output_loading_info=True)
+        check_weights_fit(model_class, folder, name)
+        loaded: Any = model_class.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        )
         model, report = loaded
         if (folder / "generation_config.json").exists():  # transformers does without a damaged one
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -103,16 +115,20 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     if not folder.is_dir():
         if name.startswith((".", "/", "~")):
             raise InputError(f"there is no folder {name}; check the path")
-        files = [*PROCESSOR_FILES, "config.json", "generation_config.json", COMPRESSION, CARD]
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=files))
-        except (HFValidationError, OSError) as error:
-            raise InputError(
-                f"cannot find {name}: it is no folder here, and as a Hub id: {error} "
-                "Give a folder, or a Hub id such as openai/whisper-small"
-            ) from error
+        folder = _downloaded(name, *PROCESSOR_FILES, "config.json", "generation_config.json", COMPRESSION, CARD)
     with _damage_explained(name):
         return folder, dict(PreTrainedConfig.get_config_dict(folder)[0])  # JSON may hold something else
+
+
+def _downloaded(name: str, *files: str) -> Path:
+    """The folder that holds those of the files that a Hub repository has."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*files]))
+    except (HFValidationError, OSError) as error:
+        raise InputError(
+            f"cannot find {name}: it is no folder here, and as a Hub id: {error} "
+            "Give a folder, or a Hub id such as openai/whisper-small"
+        ) from error
 
 
 def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
@@ -221,13 +237,14 @@ def check_language(language: str | None, model: WhisperForConditionalGeneration,
 
 def load_processor(folder: Path) -> WhisperProcessor:
     """
-    Loads the processor in a model folder.
+    Loads the processor in a model folder; no code in it is run.
 
     Raises:
-        InputError: its files are damaged.
+        InputError: its files are damaged, or it is none of Whisper's.
     """
     with _damage_explained(str(folder)):
-        return WhisperProcessor.from_pretrained(folder)
+        check_processor_files(folder)
+        return WhisperProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def base_model_of(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -27,14 +28,25 @@ Data = dict[str, Any]
 def write_card(folder: Path, name: str) -> None:
     """Renders the card of a model folder from the data in it; `name` is a Hub id, or how to call the folder."""
     with temporary_name(folder / CARD) as temporary:
-        render_card(name, *card_data(folder)).save(temporary)
+        _rendered(folder, name).save(temporary)
 
 
 def is_rendered(folder: Path) -> bool:
     """Whether the card of a model folder is as `write_card` wrote it, so that nothing is lost by rendering it again."""
     text = (folder / CARD).read_text(encoding="utf-8")
     title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), "")
-    return text.strip() == str(render_card(title, *card_data(folder))).strip()
+    return text.strip() == str(_rendered(folder, title)).strip()
+
+
+def _rendered(folder: Path, name: str) -> ModelCard:
+    data = card_data(folder)
+    try:
+        return render_card(name, *data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, jinja2.TemplateError) as error:
+        raise InputError(
+            f"no card can be rendered from {COMPRESSION} and {EVALUATION} in {folder} ({error}); copy them from where "
+            "the model came from"
+        ) from error
 
 
 def card_data(folder: Path) -> tuple[Data, Data | None]:

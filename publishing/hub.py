@@ -18,22 +18,24 @@ from .card import EVALUATION, card_data, is_rendered, write_card, write_evaluati
 
 logger = logging.getLogger(__name__)
 
-# Pickles, and what training and caches leave behind; of a folder the pattern is that of its name.
-LEFT_OUT = (".*", "__pycache__", "checkpoint-*", "runs", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# What an earlier model may have left in the repository and the new one would be mixed with.
-REPLACED = (
+# What a model consists of; whatever else lies in its folder stays there.
+UPLOADED = (
     *PROCESSOR_FILES,
-    "*.bin",
+    "config.json",
     "configuration_*.py",
     "generation_config.json",
     "inference_*.py",
-    "model*.safetensors",
+    "model.safetensors",
+    "model-*.safetensors",
     "model.safetensors.index.json",
     "modeling_*.py",
     "ranks.png",
+    CARD,
     COMPRESSION,
     EVALUATION,
 )
+# What an earlier model may have left in the repository and the new one would be mixed with.
+REPLACED = (*(pattern for pattern in UPLOADED if pattern != CARD), "model*.safetensors", "*.bin")
 
 
 class PublishError(OSError):
@@ -82,18 +84,18 @@ def check_destination(destination: Destination) -> None:
         raise PublishError("the Hub token may only read; log in with one that may write (hf auth login)")
 
 
-def files_to_upload(folder: Path) -> list[Path]:
+def check_folder(folder: Path) -> None:
     """
-    The files of a model folder that belong on the Hub, relative to it.
+    Makes sure that a model folder is complete, and that its files are its own.
 
     Raises:
-        InputError: something is missing without which the model could not be loaded from there.
+        InputError: something is missing without which the model could not be loaded from the Hub, or is a link.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     processor = "save the processor there, or have lite-whisper convert --upgrade write a whole folder"
     needed = {
         "config.json": "a model folder",
-        "*.safetensors": "weights in safetensors",
+        "model*.safetensors": "weights in safetensors",
         "modeling_*.py": "the Python files; save the model with save_pretrained",
         "tokenizer_config.json": f"a tokenizer; {processor}",
         "*processor_config.json": f"a feature extractor; {processor}",
@@ -102,8 +104,29 @@ def files_to_upload(folder: Path) -> list[Path]:
     for pattern, what in needed.items():
         if not any(fnmatch(name, pattern) for name in names):
             raise InputError(f"{folder} has no {pattern}: it needs {what}")
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in paths if not any(fnmatch(part, pattern) for part in path.parts for pattern in LEFT_OUT)]
+    for name in sorted(filter(_belongs, names)):
+        if (folder / name).is_symlink():  # to what else lies on this machine, perhaps
+            raise InputError(
+                f"{folder / name} is a link to {(folder / name).readlink()}; put the file itself there to publish it"
+            )
+
+
+def _belongs(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in UPLOADED)
+
+
+def files_to_upload(folder: Path) -> list[Path]:
+    """
+    The files of a model folder that belong on the Hub, relative to it; a warning names the others.
+
+    Raises:
+        InputError: as in `check_folder`.
+    """
+    check_folder(folder)
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and _belongs(path.name))
+    if others := sorted(path.name for path in folder.iterdir() if path not in paths):
+        logger.warning("left out, because they are no files of a model: %s", ", ".join(others))
+    return [path.relative_to(folder) for path in paths]
 
 
 def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -> list[Path]:
@@ -116,9 +139,9 @@ def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -
         `list[Path]`: the files to upload, relative to the folder.
 
     Raises:
-        InputError: the folder is not complete, or a manifest is of another model.
+        InputError: as in `check_folder`, or a manifest is of another model.
     """
-    files_to_upload(folder)
+    check_folder(folder)
     card = folder / CARD
     rendered = (folder / COMPRESSION).exists() and (not card.exists() or is_rendered(folder))
     if manifests:

@@ -61,6 +61,7 @@ def test_the_card_of_a_conversion(original: Path, digits: Path) -> None:
 def test_the_figures_of_the_card_are_those_of_the_manifests(lite: Path, manifests: list[Path], monkeypatch) -> None:
     """Of this model as metadata, of all as a table, with the sets kept apart."""
     monkeypatch.setattr("lite_whisper.cli.publish.publish", lambda folder, *_: Published)
+    monkeypatch.setattr("lite_whisper.cli.publish.check_destination", lambda _: None)
     assert main([str(lite), "org/name", "--manifests", *map(str, manifests)]) == 0
     found = check_metadata(lite / "README.md")
     evaluations = score(manifests)
@@ -96,7 +97,8 @@ class Published:
     commit_url = "there"
 
 
-def test_manifests_of_other_weights_are_refused(lite: Path, manifests: list[Path], capsys) -> None:
+def test_manifests_of_other_weights_are_refused(lite: Path, manifests: list[Path], capsys, monkeypatch) -> None:
+    monkeypatch.setattr("lite_whisper.cli.publish.check_destination", lambda _: None)
     before = (lite / "README.md").read_text()
     assert (
         main([str(lite), "org/name", "--manifests", *(str(path) for path in manifests if "lite" not in path.name)]) == 1
@@ -107,6 +109,7 @@ def test_manifests_of_other_weights_are_refused(lite: Path, manifests: list[Path
 
 def test_a_card_that_was_edited_is_kept(lite: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr("lite_whisper.cli.publish.publish", lambda folder, *_: Published)
+    monkeypatch.setattr("lite_whisper.cli.publish.check_destination", lambda _: None)
     assert main([str(lite), "org/name"]) == 0
     assert "# org/name" in (lite / "README.md").read_text()
     edited = (lite / "README.md").read_text() + "\nMy own words.\n"

@@ -1,0 +1,123 @@
+"""No code of a model is run, and nobody is asked whether it may be, with a terminal and without."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conversions import MODEL, TEST_CLIPS, environment
+
+from lite_whisper.publishing.card import render_card
+
+LOAD = "import sys; from lite_whisper.models.folders import load_model; load_model(sys.argv[1])"
+RAN = "custom code ran"
+
+
+def edit(path: Path, **entries: Any) -> None:
+    """Changes entries of a JSON object; None removes one."""
+    values = json.loads(path.read_text()) if path.exists() else {}
+    values |= entries
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+
+
+def hostile(folder: Path, kind: str) -> Path:
+    """Makes a model folder bring code that says so when it is run."""
+    says = f"import os; os.write(2, b'{RAN}')\n"
+    for name in ("evil.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(says + "class Evil: pass\ndef generate(): pass\n")
+    if kind == "feature extractor":
+        path, auto_map = folder / "preprocessor_config.json", {"AutoFeatureExtractor": "evil.Evil"}
+        edit(path, feature_extractor_type=None, auto_map=auto_map)
+    elif kind == "tokenizer":
+        path, auto_map = folder / "tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+        edit(path, tokenizer_class="EvilTokenizer", auto_map=auto_map)
+    elif kind == "model of the processor":
+        other = folder / "other"
+        other.mkdir()
+        (other / "evil.py").write_text(says)
+        edit(other / "config.json", model_type="evil", auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"})
+        named = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": str(other)}
+        edit(folder / "processor_config.json", processor_class="WhisperProcessor", audio_tokenizer=named)
+    else:
+        auto_map = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForSpeechSeq2Seq", "AutoProcessor"), "evil.Evil")
+        edit(folder / "config.json", auto_map=auto_map)
+        edit(folder / "preprocessor_config.json", auto_map={**auto_map, "AutoFeatureExtractor": "evil.Evil"})
+        edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
+    return folder
+
+
+def run(command: list[str], terminal: bool, cache: Path) -> tuple[int, str]:
+    """The exit code and all that a command says, where somebody answers yes to whatever it asks, or nobody is there."""
+    variables = environment() | {"HF_MODULES_CACHE": str(cache)}
+    there, here = pty.openpty()
+    os.write(there, b"y\n" * 9)
+    try:
+        result = subprocess.run(
+            command,
+            stdin=here if terminal else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            cwd=cache.parent,
+            timeout=60,
+            text=True,
+        )
+    finally:
+        os.close(there)
+        os.close(here)
+    return result.returncode, result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "no terminal"])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("feature extractor", "needs Python code of its own, which is not run"),
+        ("tokenizer", "needs Python code of its own, which is not run"),
+        ("model of the processor", "names an audio_tokenizer, which no Whisper has"),
+        ("all files", None),  # transformers does not need the code
+    ],
+)
+def test_code_in_a_model_folder_is_not_run(
+    kind: str, said: str | None, terminal: bool, converted: Path, tmp_path: Path
+) -> None:
+    source = converted if kind == "tokenizer" else MODEL
+    folder = hostile(Path(shutil.copytree(source, tmp_path / "model")), kind)
+    code, output = run([sys.executable, "-c", LOAD, str(folder)], terminal, tmp_path / "modules")
+    assert "[y/N]" not in output and RAN not in output
+    assert said in output.splitlines()[-1] if said else code == 0, output
+
+
+@pytest.mark.slow
+def test_a_command_says_in_one_line_that_it_runs_no_code(tmp_path: Path) -> None:
+    folder = hostile(Path(shutil.copytree(MODEL, tmp_path / "model")), "feature extractor")
+    command = [str(Path(sys.executable).with_name("lite-whisper")), "transcribe", "--model", str(folder)]
+    command += [str(TEST_CLIPS / "test_000.flac"), "--output", str(tmp_path / "out.jsonl")]
+    code, output = run(command, True, tmp_path / "modules")
+    assert code == 1
+    assert re.fullmatch(r"error: .* needs Python code of its own, which is not run; give a model .*\n", output), output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "no terminal"])
+@pytest.mark.parametrize("place", ["card", "guide"])
+def test_the_processor_as_card_and_guide_load_it_asks_nothing(
+    place: str, terminal: bool, converted: Path, tmp_path: Path
+) -> None:
+    """They load the model's code by `trust_remote_code`; a processor loaded without would ask, and wait 15 s."""
+    guide = Path(__file__).parents[2] / "docs/guide/use.md"
+    text = str(render_card("x", {"base_model": "x"})) if place == "card" else guide.read_text()
+    lines = re.findall(r"processor = AutoProcessor.*", text)
+    assert lines
+    program = "import sys; from transformers import AutoProcessor; name = folder = sys.argv[1]; revision = 'main'; "
+    for line in lines:
+        code, output = run([sys.executable, "-c", program + line, str(converted)], terminal, tmp_path / "modules")
+        assert code == 0 and "[y/N]" not in output, output

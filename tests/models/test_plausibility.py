@@ -1,0 +1,102 @@
+"""Absurd sizes and wrong kinds in a model's small files are refused in one line, before memory is taken for them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conversions import MODEL, environment
+
+from lite_whisper.common.errors import InputError
+from lite_whisper.models.compression_json import read_compression
+from lite_whisper.models.folders import base_model_of, load_compressed_model, load_processor
+
+SPARE = 1_000_000_000  # bytes of address space, beyond what a process has that has loaded its packages
+LOAD = """
+import resource, sys
+from pathlib import Path
+from lite_whisper.models.folders import load_model
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[2]),) * 2)
+load_model(sys.argv[1])
+"""
+
+
+def changed(source: Path, folder: Path, name: str, **entries: Any) -> Path:
+    """A copy of a model folder with other entries in one of its JSON files."""
+    shutil.copytree(source, folder)
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(values | entries))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"max_source_positions": 4_000_000},
+        {"vocab_size": 8_000_000},
+        {"vocab_size": 10**15},
+        {"encoder_layers": 900},
+        {"decoder_layers": 900},
+        {"d_model": 16_384},
+        {"encoder_ffn_dim": 3_000_000},
+    ],
+    ids=str,
+)
+def test_a_model_far_larger_than_its_weights_is_refused_before_memory_is_taken(
+    sizes: dict[str, int], tmp_path: Path
+) -> None:
+    folder = changed(MODEL, tmp_path / "model", "config.json", **sizes)
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder), str(SPARE)], env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "InputError" in result.stderr.splitlines()[-1] and "but its weights hold 7,690,240" in result.stderr
+
+
+def test_sizes_of_a_compressed_model_are_compared_too(converted: Path, tmp_path: Path) -> None:
+    folder = changed(converted, tmp_path / "model", "config.json", vocab_size=8_000_000)
+    with pytest.raises(InputError, match=r"describes a model of .* parameters, but its weights hold"):
+        load_compressed_model(str(folder))
+
+
+@pytest.mark.parametrize("setting", ["n_fft", "feature_size", "chunk_length", "hop_length", "sampling_rate"])
+@pytest.mark.parametrize("size", [10**9, 0, -1, "400", 2.5])
+def test_absurd_sizes_of_a_feature_extractor_are_refused(setting: str, size: Any, tmp_path: Path) -> None:
+    folder = changed(MODEL, tmp_path / "model", "preprocessor_config.json", **{setting: size})
+    with pytest.raises(InputError, match=f"^{setting} in .*preprocessor_config.json is .*, not a whole number"):
+        load_processor(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"base_model": ["openai/whisper-tiny"]}, "base_model in .* is no text"),
+        ({"base_model": None}, "base_model in .* is no text"),
+        ({"low_rank_config": []}, "does not name the base_model"),
+        ({"base_model": "x", "calibration": "speech"}, "calibration in .* is no object"),
+        ({"base_model": "x", "recipe": []}, "recipe in .* is no object"),
+        ({"base_model": "x", "low_rank_config": {}}, "low_rank_config in .* is no list"),
+        ([], "no JSON object"),
+    ],
+    ids=str,
+)
+def test_wrong_kinds_in_compression_json_are_named(content: Any, said: str, converted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(converted, tmp_path / "model"))
+    (folder / "compression.json").write_text(json.dumps(content))
+    for read in (read_compression, lambda folder: base_model_of(str(folder))):
+        with pytest.raises(InputError, match=said):
+            read(folder)
+
+
+@pytest.mark.parametrize("name", ["compression.json", "config.json", "preprocessor_config.json"])
+def test_deep_nesting_is_damage(name: str, converted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(converted, tmp_path / "model"))
+    (folder / name).write_text('{"a":' * 100_000)
+    with pytest.raises(InputError, match="damaged"):
+        base_model_of(str(folder))
+        load_processor(folder)
