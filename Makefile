@@ -11,7 +11,7 @@ PIP_QUIET := --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Runs under both major versions of transformers; torchao is installed beside the old one only.
-BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py
+BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py tests/hub_files/test_weights.py
 COMMANDS := tests/docs/test_commands.py
 
 .PHONY: demo check test docs wheel bench cards lint test-rest test-commands
