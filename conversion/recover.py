@@ -10,6 +10,7 @@ from ..common.files import unfinished
 from ..common.processes import is_main_process, join
 from ..models.compression_json import public_name, read_compression
 from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
+from ..publishing.card import rendered_card
 from ..training.recovery import Recovery, recover
 from .saving import check_output, save_model_folder
 
@@ -61,6 +62,8 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
     teacher, teacher_files = load_base_model(teacher_name)
     stored_dtype = student.dtype
     report = read_compression(files) or {}
+    if report:
+        rendered_card(files, settings.output.name)  # fails now, not after the training
     datasets = [public_name(source) for source in settings.dataset]
     origin = {"student": fingerprint(student), "teacher": fingerprint(teacher), "num_samples": settings.num_samples}
     student.float().to(join(settings.device))  # type: ignore[arg-type]

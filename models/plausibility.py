@@ -32,7 +32,7 @@ def check_weights_fit(model_class: type[WhisperForConditionalGeneration], folder
     """
     stored = sum(prod(shape) for shape in _stored_shapes(folder))
     if not stored:
-        raise InputError(f"{name} has no model.safetensors, nor shards of it; give a whole model, saved as safetensors")
+        raise InputError(f"the weights of {name} are missing: there are none in model.safetensors or shards of it")
     config_class: Any = model_class.config_class
     with torch.device("meta"):  # shapes without memory
         model: torch.nn.Module = model_class(config_class.from_pretrained(folder))

@@ -28,17 +28,23 @@ Data = dict[str, Any]
 def write_card(folder: Path, name: str) -> None:
     """Renders the card of a model folder from the data in it; `name` is a Hub id, or how to call the folder."""
     with temporary_name(folder / CARD) as temporary:
-        _rendered(folder, name).save(temporary)
+        rendered_card(folder, name).save(temporary)
 
 
 def is_rendered(folder: Path) -> bool:
     """Whether the card of a model folder is as `write_card` wrote it, so that nothing is lost by rendering it again."""
     text = (folder / CARD).read_text(encoding="utf-8")
     title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), "")
-    return text.strip() == str(_rendered(folder, title)).strip()
+    return text.strip() == str(rendered_card(folder, title)).strip()
 
 
-def _rendered(folder: Path, name: str) -> ModelCard:
+def rendered_card(folder: Path, name: str) -> ModelCard:
+    """
+    The card of a model folder, from the data in it.
+
+    Raises:
+        InputError: they are missing, or not what a card is rendered from.
+    """
     data = card_data(folder)
     try:
         return render_card(name, *data)

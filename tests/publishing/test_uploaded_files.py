@@ -8,6 +8,8 @@ import pytest
 from hub_stand_in import HubStandIn
 
 from lite_whisper.cli.publish import main
+from lite_whisper.common.errors import InputError
+from lite_whisper.conversion.recover import RecoverySettings, recover_model
 from lite_whisper.publishing.hub import UPLOADED
 
 NAME = "org/lite-digits"
@@ -103,3 +105,11 @@ def test_wrong_kinds_in_compression_json_are_one_line(
     error = capsys.readouterr().err
     assert "compression.json" in error and error.count("\n") == 1
     assert hub.repositories == {}
+
+
+def test_recovery_refuses_them_before_it_trains(lite: Path, base: Path, digits: Path, tmp_path: Path) -> None:
+    values = json.loads((lite / "compression.json").read_text())
+    (lite / "compression.json").write_text(json.dumps(values | {"calibration": {"datasets": 7}}))
+    with pytest.raises(InputError, match="no card can be rendered from compression"):
+        recover_model(RecoverySettings(str(lite), tmp_path / "out", [str(digits)], str(base)))
+    assert not list(tmp_path.glob("out*"))
