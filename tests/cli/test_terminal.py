@@ -20,7 +20,11 @@ CONSOLE_SCRIPT = str(Path(sys.executable).with_name("lite-whisper"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 0.8])
-@pytest.mark.parametrize("command", [[CONSOLE_SCRIPT, "convert"], [sys.executable, str(ROOT / "convert.py")]], ids=len)
+@pytest.mark.parametrize(
+    "command",
+    [[CONSOLE_SCRIPT, "convert"], [sys.executable, str(ROOT / "convert.py")]],
+    ids=["console script", "convert.py"],
+)
 def test_ctrl_c_while_packages_load_is_one_line(command: list[str], seconds: float, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, "--output", str(tmp_path / "lite")],
