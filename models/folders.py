@@ -15,7 +15,7 @@ from ..common.errors import InputError
 from ..configuration_lite_whisper import LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .compression_json import COMPRESSION, read_compression
-from .plausibility import check_processor_files, check_weights_fit
+from .plausibility import check_parameters, check_processor_files, check_weights_fit
 from .published import PUBLISHED_NAME
 
 CARD = "README.md"
@@ -147,7 +147,7 @@ def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
             "give a Whisper in the format of transformers, for example openai/whisper-small"
         )
     with _damage_explained(name):
-        LiteWhisperConfig(**config)  # checks more than WhisperConfig
+        check_parameters(LiteWhisperConfig(**config), name)  # which checks more than WhisperConfig
     if not {"preprocessor_config.json", "processor_config.json"} & {path.name for path in folder.iterdir()}:
         raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
     if not (folder / "tokenizer_config.json").exists():

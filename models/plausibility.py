@@ -8,14 +8,37 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from ..common.errors import InputError
 
+LARGEST = 5_000_000_000  # parameters, three times those of the largest Whisper
 TIED = 2  # at the most so many times the stored parameters are in a model: its embeddings are its output layer too
 
 # What a feature extractor multiplies into filters and windows. Of the published Whispers: 128, 400, 160, 30, 16,000.
 MOST = {"feature_size": 1024, "n_fft": 1 << 16, "hop_length": 1 << 16, "chunk_length": 600, "sampling_rate": 1 << 18}
+
+
+def check_parameters(config: WhisperConfig, name: str) -> None:
+    """
+    Makes sure that a configuration, of which nobody need have the weights, is of a size that a Whisper has.
+
+    Raises:
+        InputError: it has far more parameters.
+    """
+    wanted = _parameters(WhisperForConditionalGeneration, config)
+    if wanted > LARGEST:
+        raise InputError(
+            f"config.json of {name} describes a model of {wanted:,} parameters, and no Whisper has {LARGEST:,}; "
+            "copy the file from the Whisper that the model was made from"
+        )
+
+
+def _parameters(model_class: type[WhisperForConditionalGeneration], config: WhisperConfig) -> int:
+    """How many parameters a model has, without memory for any."""
+    with torch.device("meta"):
+        model: torch.nn.Module = model_class(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_weights_fit(model_class: type[WhisperForConditionalGeneration], folder: Path, name: str) -> None:
@@ -34,9 +57,7 @@ def check_weights_fit(model_class: type[WhisperForConditionalGeneration], folder
     if not stored:
         raise InputError(f"the weights of {name} are missing: there are none in model.safetensors or shards of it")
     config_class: Any = model_class.config_class
-    with torch.device("meta"):  # shapes without memory
-        model: torch.nn.Module = model_class(config_class.from_pretrained(folder))
-    wanted = sum(parameter.numel() for parameter in model.parameters())
+    wanted = _parameters(model_class, config_class.from_pretrained(folder))
     if wanted > TIED * stored:
         raise InputError(
             f"config.json of {name} describes a model of {wanted:,} parameters, but its weights hold {stored:,}; "

@@ -1,6 +1,7 @@
 """Absurd sizes and wrong kinds in a model's small files are refused in one line, before memory is taken for them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from conversions import MODEL, environment
 
 from lite_whisper.common.errors import InputError
+from lite_whisper.conversion.profile import profile
 from lite_whisper.models.compression_json import read_compression
 from lite_whisper.models.folders import base_model_of, load_compressed_model, load_processor
 
@@ -55,7 +57,14 @@ def test_a_model_far_larger_than_its_weights_is_refused_before_memory_is_taken(
         [sys.executable, "-c", LOAD, str(folder), str(SPARE)], env=environment(), capture_output=True, text=True
     )
     assert result.returncode == 1
-    assert "InputError" in result.stderr.splitlines()[-1] and "but its weights hold 7,690,240" in result.stderr
+    assert "InputError" in result.stderr.splitlines()[-1]
+    assert re.search("but its weights hold 7,690,240|and no Whisper has 5,000,000,000", result.stderr)
+
+
+def test_a_model_of_which_only_the_sizes_are_used_is_no_larger_than_a_whisper(tmp_path: Path) -> None:
+    folder = changed(MODEL, tmp_path / "model", "config.json", d_model=1 << 17, encoder_ffn_dim=1 << 19)
+    with pytest.raises(InputError, match=r"and no Whisper has"):
+        profile(str(folder), tmp_path / "profile.json")
 
 
 def test_sizes_of_a_compressed_model_are_compared_too(converted: Path, tmp_path: Path) -> None:
