@@ -1,7 +1,7 @@
 """What the small files of a model claim, compared with what is plausible before memory is taken for it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,13 @@ def check_weights_fit(model_class: type[WhisperForConditionalGeneration], folder
     Raises:
         InputError: it would be more than twice as large, or there are no weights.
     """
-    stored = sum(prod(shape) for shape in _stored_shapes(folder))
+    whole = folder / "model.safetensors"  # which counts where there are shards too
+    files = [whole] if whole.exists() else [*folder.glob("model-*.safetensors")]
+    if not files:
+        raise InputError(f"{name} has no model.safetensors, nor shards of it; give a whole model, saved as safetensors")
+    stored = sum(prod(shape) for shape in _stored_shapes(files))
     if not stored:
-        raise InputError(f"the weights of {name} are missing: there are none in model.safetensors or shards of it")
+        raise InputError(f"the weights of {name} are missing: its safetensors hold none; give a whole model")
     config_class: Any = model_class.config_class
     wanted = _parameters(model_class, config_class.from_pretrained(folder))
     if wanted > TIED * stored:
@@ -65,9 +69,8 @@ def check_weights_fit(model_class: type[WhisperForConditionalGeneration], folder
         )
 
 
-def _stored_shapes(weights: Path) -> Iterator[list[int]]:
-    whole = weights / "model.safetensors"  # which counts where there are shards too
-    for path in [whole] if whole.exists() else weights.glob("model-*.safetensors"):
+def _stored_shapes(files: Sequence[Path]) -> Iterator[list[int]]:
+    for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118, it is no dict
                 yield file.get_slice(key).get_shape()
