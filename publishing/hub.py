@@ -30,12 +30,12 @@ UPLOADED = (
     "model.safetensors.index.json",
     "modeling_*.py",
     "ranks.png",
-    CARD,
     COMPRESSION,
     EVALUATION,
 )
+WRITTEN_BY_HAND = (CARD, "LICENSE*")  # also uploaded; where there is none, that of the repository stays
 # What an earlier model may have left in the repository and the new one would be mixed with.
-REPLACED = (*(pattern for pattern in UPLOADED if pattern != CARD), "model*.safetensors", "*.bin")
+REPLACED = (*UPLOADED, "model*.safetensors", "*.bin")
 
 
 class PublishError(OSError):
@@ -112,7 +112,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _belongs(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in UPLOADED)
+    return any(fnmatch(name, pattern) for pattern in (*UPLOADED, *WRITTEN_BY_HAND))
 
 
 def files_to_upload(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from hub_stand_in import HubStandIn
 from lite_whisper.cli.publish import main
 from lite_whisper.common.errors import InputError
 from lite_whisper.conversion.recover import RecoverySettings, recover_model
-from lite_whisper.publishing.hub import UPLOADED
+from lite_whisper.publishing.hub import UPLOADED, WRITTEN_BY_HAND
 
 NAME = "org/lite-digits"
 
@@ -31,6 +31,13 @@ def test_what_is_no_file_of_a_model_is_left_out_and_named(lite: Path, hub: HubSt
     warning = next(record.getMessage() for record in caplog.records if "left out" in record.getMessage())
     assert all(name in warning for name in others)
     assert not any(name in warning for name in own)
+
+
+def test_a_licence_goes_along_and_outlasts_a_model_without_one(lite: Path, hub: HubStandIn) -> None:
+    (lite / "LICENSE").write_text("Apache-2.0")
+    assert main([str(lite), NAME]) == 0 and "LICENSE" in uploaded(hub)
+    (lite / "LICENSE").unlink()
+    assert main([str(lite), NAME]) == 0 and "LICENSE" in uploaded(hub)
 
 
 def test_a_dry_run_lists_what_goes_up_and_names_what_does_not(lite: Path, hub: HubStandIn, capsys, caplog) -> None:
@@ -73,7 +80,7 @@ def test_everything_that_a_conversion_writes_is_of_a_model(lite: Path, hub: HubS
     """So that nothing of it is left out."""
     assert main([str(lite), NAME]) == 0
     assert "left out" not in caplog.text
-    assert {"README.md", "compression.json", "config.json"} <= set(UPLOADED)
+    assert {"README.md", "compression.json", "config.json"} <= {*UPLOADED, *WRITTEN_BY_HAND}
 
 
 @pytest.mark.parametrize("token", ["hf_unknown", "hf_reader"])
