@@ -103,9 +103,15 @@ def test_a_cluster_goes_on_with_what_was_begun_without(undisturbed: Path, tmp_pa
     assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
 
 
-def test_what_another_node_refuses_is_told_in_one_line(undisturbed: Path, tmp_path: Path, capsys) -> None:
-    kept = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
-    kept.parent.mkdir()
-    transcriber.append(kept, [Transcript(0, "other.wav")])
+def test_what_another_node_refuses_is_told_in_one_line(undisturbed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    append = transcriber.append
+
+    def interrupted(path: Path, found: list[Transcript]) -> None:
+        append(path, [Transcript(0, "other.wav")])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transcriber, "append", interrupted)
+        assert transcribe(tmp_path / "out.jsonl") == 130
     assert transcribe(tmp_path / "out.jsonl", "--ray") == 1
     assert "holds other.wav in the place of recordings/" in capsys.readouterr().err.strip().splitlines()[-1]
