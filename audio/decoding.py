@@ -12,16 +12,10 @@ import soxr
 from ..common.errors import InputError
 
 SAMPLING_RATE = 16_000
-
-
 # What people have too, and libsndfile does not read.
 TO_CONVERT = (".m4a", ".webm", ".mp4", ".aac", ".wma", ".amr", ".mkv", ".mov")
 LOWEST_RATE = 1_000  # Hz; from a mistaken rate of 1 Hz every sample would become 16,000
-
-
 LONGEST = 4  # hours, 0.92 GB of samples; a file of a few hundred kilobytes may claim to hold days
-
-
 BLOCK = 1 << 20  # samples of all channels that are decoded at once
 
 

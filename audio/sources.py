@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,24 +26,12 @@ logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 TIMEOUT = 10  # seconds for the Hub to answer at all
-
-
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")  # as fsspec calls what datasets reads files out of
 LARGEST = 2 << 30  # bytes of a file of a Hub dataset, which is in memory as a whole
-
-
 PARTS = 16  # at the most, of a streamed dataset; so many processes can share its files
-
-
 PART = 1_000_000  # where the numbers of a part's clips begin: more than there are clips in one
-
-
 _Part = Callable[[], Iterator["Entry"]]
-
-
 _FindText = Callable[[dict[str, Any], str], str | None]  # of a row of metadata and the name of its source
-
-
 TEXT_COLUMNS = ("transcription", "transcript", "text", "sentence", "normalized_text", "raw_transcription")
 
 
@@ -69,9 +57,10 @@ def _folder_entries(folder: Path, find_text: _FindText) -> list[Entry]:
     if metadata is not None:
         entries = [_metadata_entry(metadata, row, find_text) for row in _metadata_rows(metadata)]
     else:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        entries = [_file_entry(path, find_text({}, str(folder))) for path in files]
-        _tell_of_files_to_convert(folder, needed=not entries)
+        files = sorted(folder.rglob("*"))
+        audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+        _tell_of_files_to_convert(folder, files, needed=not audio)
+        entries = [_file_entry(path, find_text({}, str(folder))) for path in audio]
     if not entries:
         raise InputError(
             f"{folder} holds no audio; expected {', '.join(AUDIO_SUFFIXES)} files, or metadata.csv", setting="dataset"
@@ -79,9 +68,9 @@ def _folder_entries(folder: Path, find_text: _FindText) -> list[Entry]:
     return entries
 
 
-def _tell_of_files_to_convert(folder: Path, needed: bool) -> None:
+def _tell_of_files_to_convert(folder: Path, files: Sequence[Path], needed: bool) -> None:
     """Warns of files in a folder that hold sound and cannot be read, or refuses them where there are no others."""
-    left_out = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in TO_CONVERT)
+    left_out = sorted(path.name for path in files if path.suffix.lower() in TO_CONVERT)
     if left_out:
         others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         what = f"{left_out[0]}{others} in {folder} cannot be read; convert to wav or flac, for example with ffmpeg"

@@ -116,7 +116,7 @@ def claim(folder: Path, origin: dict[str, Any]) -> None:
     if not folder.exists() or not _holds_results(folder):
         write_kept(kept, origin)
     elif kept.exists():
-        check_same(read_kept(kept), json.loads(json.dumps(origin)), folder)
+        check_same(read_kept(kept), origin, folder)
     else:
         raise InputError(
             f"{folder} does not say what it was made from, so nothing in it can be used; remove the whole folder to "
@@ -196,13 +196,15 @@ def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path, remove:
 
     Args:
         kept (`dict[str, Any]`): what it was made with.
-        wanted (`dict[str, Any]`): what it should have been made with; other keys of `kept` do not matter.
+        wanted (`dict[str, Any]`): what it should have been made with, which is compared as JSON has it; other keys of
+            `kept` do not matter.
         path (`Path`): the file or folder.
         remove (`str`, *optional*, defaults to `"it"`): what to remove to begin anew.
 
     Raises:
         InputError: they differ.
     """
+    wanted = json.loads(json.dumps(wanted))
     differences = [
         difference for name, value in wanted.items() for difference in _differences(name, kept.get(name), value)
     ]

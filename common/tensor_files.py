@@ -62,7 +62,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
         self._path = path.with_name(f"{path.name}_{global_index(0)}_of_{num_processes()}.safetensors")
-        self._origin = json.loads(json.dumps(origin))
+        self._origin = origin
         self._written = time.monotonic()
 
     def restore(self, sums: dict[str, torch.Tensor]) -> dict[str, Any]:

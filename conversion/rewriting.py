@@ -5,7 +5,7 @@ from pathlib import Path
 from ..common.errors import InputError
 from ..models.compression_json import public_name
 from ..models.folders import base_model_files, load_compressed_model
-from ..models.published import PUBLISHED_NAME
+from ..models.published import base_of_published
 from .saving import base_card, check_output, save_model_folder
 
 
@@ -42,11 +42,9 @@ def upgrade(name: str, base_name: str | None, output: Path, overwrite: bool = Fa
         InputError: it is not compressed, or its base is unknown or of other sizes.
     """
     check_output(output, name, overwrite)
+    base_name = base_name or base_of_published(name)
     if base_name is None:
-        published = PUBLISHED_NAME.fullmatch(Path(name).name)
-        if published is None:
-            raise InputError(f"{name} does not tell which Whisper it was made from; name it", setting="base_model")
-        base_name = f"openai/whisper-{published[1]}"
+        raise InputError(f"{name} does not tell which Whisper it was made from; name it", setting="base_model")
     model, _ = load_compressed_model(name)
     files, base_config = base_model_files(base_name)
     for size in ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins"):

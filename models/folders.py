@@ -16,7 +16,7 @@ from ..configuration_lite_whisper import LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .compression_json import COMPRESSION, read_compression
 from .plausibility import check_parameters, check_processor_files, check_weights_fit
-from .published import PUBLISHED_NAME
+from .published import base_of_published
 
 CARD = "README.md"
 
@@ -213,13 +213,13 @@ def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProce
         return model, load_processor(folder)
     lite, folder = load_compressed_model(name)
     if not (folder / "tokenizer_config.json").exists():
-        published = PUBLISHED_NAME.fullmatch(Path(name).name)
-        if published is None:
+        base = base_of_published(name)
+        if base is None:
             raise InputError(
                 f"{name} has no processor; complete it: lite-whisper convert --upgrade {name} --base-model WHISPER "
                 "--output FOLDER"
             )
-        folder, _ = base_model_files(f"openai/whisper-{published[1]}")
+        folder, _ = base_model_files(base)
         lite.generation_config = GenerationConfig.from_pretrained(folder)
     return lite, load_processor(folder)
 
@@ -254,5 +254,4 @@ def base_model_of(name: str) -> str:
         return name
     if report := read_compression(folder):
         return report["base_model"]
-    published = PUBLISHED_NAME.fullmatch(Path(name).name)
-    return f"openai/whisper-{published[1]}" if published else name
+    return base_of_published(name) or name

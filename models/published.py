@@ -1,9 +1,9 @@
 """The checkpoints that exist on the Hub under efficient-speech/, from their cards."""
 
 import re
+from pathlib import Path
 
-PUBLISHED_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
-
+_NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
 
 # Encoder parameters in millions, and word error rate in per cent, as averaged over the utterances of ESB.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
@@ -14,3 +14,9 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "whisper-large-v3": {"": (635, 10.1), "acc": (429, 10.1), "plain": (377, 10.2), "fast": (308, 11.3)},
     "whisper-large-v3-turbo": {"": (635, 10.1), "acc": (421, 10.2), "plain": (374, 12.6), "fast": (313, 20.1)},
 }
+
+
+def base_of_published(name: str) -> str | None:
+    """The Hub id of the Whisper that a checkpoint of a published name was made from; None for any other name."""
+    published = _NAME.fullmatch(Path(name).name)
+    return f"openai/whisper-{published[1]}" if published else None

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..common.errors import InputError
 from ..models.compression_json import COMPRESSION
-from ..models.folders import CARD, PROCESSOR_FILES, fingerprint, load_compressed_model
+from ..models.folders import CARD, PROCESSOR_FILES, WEIGHTS, fingerprint, load_compressed_model
 from .card import EVALUATION, card_data, is_rendered, write_card, write_evaluation
 
 logger = logging.getLogger(__name__)
@@ -21,13 +21,11 @@ logger = logging.getLogger(__name__)
 # What a model consists of; whatever else lies in its folder stays there.
 UPLOADED = (
     *PROCESSOR_FILES,
+    *WEIGHTS,
     "config.json",
     "configuration_*.py",
     "generation_config.json",
     "inference_*.py",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
     "modeling_*.py",
     "ranks.png",
     COMPRESSION,
