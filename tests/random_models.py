@@ -19,14 +19,15 @@ SIZES = {
     "bos_token_id": 0,
     "eos_token_id": 0,
     "decoder_start_token_id": 1,
-    "init_std": 0.1,
 }
 
 
 def random_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
     """Always the same random weights."""
     torch.manual_seed(0)
-    return LiteWhisperForConditionalGeneration(LiteWhisperConfig(low_rank_config=low_rank_config, **SIZES)).eval()
+    return LiteWhisperForConditionalGeneration(
+        LiteWhisperConfig(low_rank_config=low_rank_config, init_std=0.1, **SIZES)
+    ).eval()
 
 
 @torch.no_grad()

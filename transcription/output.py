@@ -24,9 +24,6 @@ class Output:
         path (`Path`): a file, or the folder for a file of each recording.
         form (`str`): `"jsonl"`, `"txt"`, `"srt"` or `"vtt"`.
         is_folder (`bool`): whether `path` is a folder.
-
-    Raises:
-        InputError: the suffix of a file says nothing of its form, or a folder is to hold JSON lines.
     """
 
     path: Path

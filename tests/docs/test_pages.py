@@ -7,18 +7,7 @@ from urllib.parse import unquote
 import pytest
 from documents import ROOT, pages
 
-FLOORS = (
-    "audio",
-    "cli",
-    "common",
-    "conversion",
-    "evaluation",
-    "lowrank",
-    "models",
-    "publishing",
-    "training",
-    "transcription",
-)
+FLOORS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 HUB_FILES = ("configuration_lite_whisper.py", "modeling_lite_whisper.py", "inference_lite_whisper.py")
 DOCUMENTS = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_models import SIZES
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSpeechSeq2Seq, WhisperConfig, WhisperForConditionalGeneration
@@ -21,21 +22,6 @@ from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.lowrank.compression import compress
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data/published_checkpoints.json").read_text())
-SIZES = {
-    "d_model": 64,
-    "encoder_layers": 2,
-    "encoder_ffn_dim": 256,
-    "encoder_attention_heads": 4,
-    "decoder_layers": 1,
-    "decoder_ffn_dim": 256,
-    "decoder_attention_heads": 4,
-    "vocab_size": 100,
-    "max_source_positions": 20,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "decoder_start_token_id": 1,
-}
 RANKS = [{"q_proj": 8, "k_proj": 4, "fc1": 12, "fc2": 16}, {"v_proj": 8, "out_proj": 4}]
 
 
