@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processor_time import measure_processor_time
 from transformers import WhisperConfig
 
 from lite_whisper import convert
@@ -22,7 +23,9 @@ CALIBRATION = ROOT / "examples/digits/calibration"
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "profile.json"
-    assert command.main([str(MINIATURE), "--output", str(path)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        measure_processor_time(patch.setattr)
+        assert command.main([str(MINIATURE), "--output", str(path)]) == 0
     return path
 
 
