@@ -10,6 +10,7 @@ def launch(processes: int, folder: Path, *words: object) -> subprocess.Completed
     """Runs Python with these arguments in a folder, in so many processes."""
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", "0"]  # any that is free: others launch beside this
     return subprocess.run(
         [sys.executable, *map(str, [*(launcher if processes > 1 else []), *words])],
         cwd=folder,
