@@ -10,19 +10,8 @@ from transformers import WhisperConfig
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 # What is multiplied, and so has to be positive; WhisperConfig takes any number.
-SIZES = (
-    "d_model",
-    "encoder_layers",
-    "encoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_layers",
-    "decoder_attention_heads",
-    "decoder_ffn_dim",
-    "max_source_positions",
-    "max_target_positions",
-    "num_mel_bins",
-    "vocab_size",
-)
+STACK_SIZES = [f"{half}_{size}" for half in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")]
+SIZES = ["d_model", *STACK_SIZES, "max_source_positions", "max_target_positions", "num_mel_bins", "vocab_size"]
 MOST_LAYERS = MOST_LABELS = 1000  # 10**9 of them would take weeks and all memory, before any weight is looked at
 
 # Written in full into every saved config. transformers would register only the one Auto class it loaded the model with.
@@ -35,10 +24,8 @@ AUTO_MAP = {
 
 def projection_shape(config: WhisperConfig, projection: str) -> tuple[int, int]:
     """(in_features, out_features) of an encoder projection, one of `PROJECTIONS`."""
-    wide = config.encoder_ffn_dim
-    return {"fc1": (config.d_model, wide), "fc2": (wide, config.d_model)}.get(
-        projection, (config.d_model, config.d_model)
-    )
+    narrow, wide = config.d_model, config.encoder_ffn_dim
+    return {"fc1": (narrow, wide), "fc2": (wide, narrow)}.get(projection, (narrow, narrow))
 
 
 class LiteWhisperConfig(WhisperConfig):
@@ -50,6 +37,8 @@ class LiteWhisperConfig(WhisperConfig):
             One dict per encoder layer that maps the projections which are compressed (`q_proj`, `k_proj`, `v_proj`,
             `out_proj`, `fc1`, `fc2`) to their ranks. A projection that is absent is an ordinary dense layer. Without
             `low_rank_config` the model is exactly Whisper.
+        constant_padding (`dict`, *optional*):
+            Of the tables of padding: their `rank`, the `margin` of positions to compute first, and `enabled`.
 
     Raises:
         ValueError: a size is not a positive integer, or the number of layers, a projection's name or a rank does not
@@ -59,7 +48,12 @@ class LiteWhisperConfig(WhisperConfig):
     model_type = "lite-whisper"
     _auto_class = "AutoConfig"  # makes save_pretrained copy this file, however the class was imported
 
-    def __init__(self, low_rank_config: Sequence[dict[str, int]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        low_rank_config: Sequence[dict[str, int]] | None = None,
+        constant_padding: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         labels = kwargs.get("num_labels")
         if isinstance(labels, int) and labels > MOST_LABELS:
             raise ValueError(f"num_labels is {labels}; there are no more than {MOST_LABELS}")
@@ -69,12 +63,14 @@ class LiteWhisperConfig(WhisperConfig):
                 raise ValueError("low_rank_config is no list of dicts, one for each encoder layer, of ranks")
             low_rank_config = [dict(ranks) for ranks in low_rank_config]
         self.low_rank_config = low_rank_config
+        self.constant_padding = dict(constant_padding) if isinstance(constant_padding, dict) else constant_padding
         # transformers tells Whisper's decoding, timestamps and language handling by the type of the *instance*; what is
         # saved, and what the Auto classes dispatch on, is the type of the class.
         self.model_type = "whisper"  # type: ignore[misc]
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         self.validate_sizes()
         self.validate_low_rank_config()
+        self.validate_constant_padding()
 
     def validate_sizes(self) -> None:
         """Raises `ValueError`, naming the size, where no Whisper could have it."""
@@ -110,6 +106,16 @@ class LiteWhisperConfig(WhisperConfig):
                         f"{'inputs' if in_features <= out_features else 'outputs'}; "
                         "lower it or leave the projection dense"
                     )
+
+    def validate_constant_padding(self) -> None:
+        """Raises `ValueError` where `constant_padding` is not as it should be."""
+        found, kinds = self.constant_padding, {"rank": int, "margin": int, "enabled": bool}
+        if found is None:
+            return
+        if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != kinds:
+            raise ValueError("constant_padding is no dict of the integers rank and margin, and of enabled")
+        if not 0 < found["rank"] <= self.max_source_positions or found["margin"] < 0:
+            raise ValueError("constant_padding has a rank not from 1 to max_source_positions, or a margin below 0")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is saved: `auto_map` names the Python files that are saved beside it."""

@@ -14,27 +14,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
+from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 PADDING = 8  # attention kernels take heads of a multiple of this width
+LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
+LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
     """
-    The product with a weight plus a bias, followed by GELU where asked.
+    x, of shape `(..., in_features)`, times a weight, `(in_features, out_features)`, plus a bias, then GELU where asked.
 
     In fp32 on x86 it is oneDNN that multiplies: it applies GELU to what is still in the cache, and is faster than the
     library behind `F.linear` where the processor is not one of Intel's. Its operation has no gradient.
-
-    Args:
-        x (`torch.Tensor` of shape `(..., in_features)`): what is multiplied.
-        weight (`torch.Tensor` of shape `(in_features, out_features)`): by what.
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): what is added.
-        gelu (`bool`, *optional*, defaults to `False`): whether GELU follows.
-
-    Returns:
-        `torch.Tensor` of shape `(..., out_features)`.
     """
     if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
         try:
@@ -64,13 +58,7 @@ def _has_onednn() -> bool:
 
 
 class Product(NamedTuple):
-    """
-    A chain of linear maps; without any, the identity.
-
-    Args:
-        weights (`tuple[torch.Tensor, ...]`): each of shape `(inputs, outputs)`.
-        bias (`torch.Tensor` of shape `(outputs of the last,)`, *optional*): what is added at the end.
-    """
+    """A chain of linear maps, by weights of shape `(inputs, outputs)`, then a bias; without any, the identity."""
 
     weights: tuple[torch.Tensor, ...]
     bias: torch.Tensor | None = None
@@ -80,6 +68,51 @@ class Product(NamedTuple):
         for weight in self.weights[:-1]:
             x = linear(x, weight)
         return linear(x, self.weights[-1], self.bias, gelu) if self.weights else x
+
+
+class PaddingStates(nn.Module):
+    """
+    What the encoder computes at the positions of padding, which hardly depends on the speech before it.
+
+    At position t that is a combination, of the weights `mixing[t]`, which add up to one, of `rank` states, and each of
+    these is the sum of `states[k]` times coefficient k of the clip, see `end_of_sound`.
+    """
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        rank = config.constant_padding["rank"]
+        self.mixing = nn.Parameter(torch.zeros(config.max_source_positions, rank), requires_grad=False)
+        self.states = nn.Parameter(torch.zeros(3, rank, config.d_model), requires_grad=False)
+
+    def forward(self, positions: int, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states of each clip, `(batch, rank, d_model)`, and the weights after so many positions, `(.., rank)`."""
+        return torch.einsum("bk,krd->brd", coefficients, self.states), self.mixing[positions:]
+
+
+def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Finds the padding of log-mel features: the trailing frames in which every bin holds the lowest value of the clip.
+
+    Takes features of shape `(batch, mel_bins, mel_frames)`. Gives the frames before the padding, `(batch,)`, and what
+    the padding depends on, `(batch, 3)`: 1, the lowest value plus 1, and log2 of the share of the window before it.
+    """
+    lowest = input_features.amin(dim=(1, 2))
+    sounding = (input_features != lowest[:, None, None]).any(dim=1)
+    ends = (sounding * torch.arange(1, sounding.shape[1] + 1, device=sounding.device)).amax(dim=1)
+    filled = (ends / sounding.shape[1]).clamp(min=LEAST_FILLED).log2()
+    return ends, torch.stack([torch.ones_like(filled), lowest.float() + 1, filled], dim=1)
+
+
+def followed_by_padding(rows: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+    """Rows of shape `(batch, positions, width)`, the last `rank` combined by weights of `(padded positions, rank)`."""
+    rank = mixing.shape[1]
+    return torch.cat([rows[:, :-rank], mixing @ rows[:, -rank:]], dim=1)
+
+
+def within_range(hidden_states: torch.Tensor) -> torch.Tensor:
+    """What fp16 can hold, as in Whisper."""
+    largest = torch.finfo(torch.float16).max - 1000
+    return hidden_states.clamp(-largest, largest) if hidden_states.dtype == torch.float16 else hidden_states
 
 
 def projections(layer: Any) -> dict[str, Any]:
@@ -107,12 +140,7 @@ def is_plain(projection: Any) -> bool:
 
 
 def product(projection: Any) -> Product:
-    """
-    What a linear layer or a low-rank pair applies.
-
-    Raises:
-        ValueError: it is neither, for example because it has an adapter or was quantised, or its weights are offloaded.
-    """
+    """What a linear layer or a low-rank pair applies; `ValueError` if it is neither, or its weights are offloaded."""
     if not is_plain(projection):
         raise ValueError(
             "optimize_for_inference() needs plain linear layers and low-rank pairs, with their weights in memory, and "
@@ -125,14 +153,7 @@ def product(projection: Any) -> Product:
 
 
 class Reduction(NamedTuple):
-    """
-    The form of attention.
-
-    Args:
-        keys (`bool`): whether they stay in the dimension of their first factor.
-        values (`bool`): likewise.
-        width (`int`): of the heads.
-    """
+    """The form of attention: whether keys and values stay in the dimension of their first factors; width of heads."""
 
     keys: bool
     values: bool
@@ -141,18 +162,10 @@ class Reduction(NamedTuple):
 
 def choose_reduction(products: dict[str, Product], heads: int, positions: int) -> Reduction:
     """
-    The form of attention with the fewest multiply-adds per position.
+    The form of attention, over so many positions, with the fewest multiply-adds.
 
     Heads that are wider than those of the model never pay, so ranks above their dimension are left alone; and where
     only the keys or only the values are reduced they are padded to it.
-
-    Args:
-        products (`dict[str, Product]`): of the projections of a layer, by name.
-        heads (`int`): of its attention.
-        positions (`int`): that attend to one another.
-
-    Returns:
-        `Reduction`: that form.
     """
     d_model = products["out_proj"].weights[-1].shape[1]
     head_dim = d_model // heads
@@ -167,11 +180,10 @@ def choose_reduction(products: dict[str, Product], heads: int, positions: int) -
             d_model * (form.width if reduced else 2 * rank) for reduced, rank in reducible
         )
 
-    forms = [Reduction(False, False, head_dim)]
-    if key_rank <= head_dim:
-        forms.append(Reduction(True, False, head_dim))
-    if value_rank <= head_dim:
-        forms.append(Reduction(False, True, head_dim))
+    narrow_keys, narrow_values = {False, key_rank <= head_dim}, {False, value_rank <= head_dim}
+    forms = [
+        Reduction(keys, values, head_dim) for keys in narrow_keys for values in narrow_values if not (keys and values)
+    ]
     if max(key_rank, value_rank) <= head_dim:
         forms.append(Reduction(True, True, -(-max(key_rank, value_rank) // PADDING) * PADDING))
     return min(forms, key=multiply_adds)
@@ -215,13 +227,7 @@ class InferenceLayer:
     factor of out_proj, and b_v into its bias, as the weights of attention add up to one. The kernels want keys and
     values equally wide, so the narrower are padded, by zero columns in their factors.
 
-    Args:
-        layer (`WhisperEncoderLayer`): with linear layers or low-rank pairs.
-        multiplied_out (`Collection[str]`): the pairs to multiply out, by the names of their projections.
-        positions (`int`): that attend to one another.
-
-    Raises:
-        ValueError: a projection is neither a linear layer nor a low-rank pair.
+    The pairs named in `multiplied_out` are. Raises `ValueError` where a projection is neither linear nor such a pair.
     """
 
     @torch.no_grad()
@@ -267,29 +273,30 @@ class InferenceLayer:
             return self
         return self.renewed(layer)
 
-    def forward(self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Takes and gives hidden states of shape `(batch_size, positions, d_model)`."""
+    def forward(
+        self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor, padding: tuple[torch.Tensor, ...] | None = None
+    ) -> torch.Tensor:
+        """Takes and gives hidden states of shape `(batch_size, positions, d_model)`; padding is of `PaddingStates`."""
         hidden_states = hidden_states.contiguous()  # the convolutions leave channels first, which all layers would copy
-        hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states))
+        hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states), padding)
         hidden = self.products["fc1"](layer.final_layer_norm(hidden_states), gelu=True)
-        hidden_states = hidden_states + self.products["fc2"](hidden)
-        if hidden_states.dtype == torch.float16:
-            largest = torch.finfo(torch.float16).max - 1000  # as in Whisper
-            hidden_states = hidden_states.clamp(-largest, largest)
-        return hidden_states
+        return within_range(hidden_states + self.products["fc2"](hidden))
 
-    def attention(self, layer: WhisperEncoderLayer, x: torch.Tensor) -> torch.Tensor:
+    def attention(
+        self, layer: WhisperEncoderLayer, x: torch.Tensor, padding: tuple[torch.Tensor, ...] | None
+    ) -> torch.Tensor:
         """Takes x of shape `(batch_size, positions, d_model)`, and gives the same shape."""
-        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x)
+        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x if padding is None else torch.cat([x, padding[0]], 1))
         if self.shared:
-            inputs.update(zip(self.shared, self.first(x).split(self.widths, dim=-1), strict=True))
+            inputs.update(zip(self.shared, self.first(inputs["q_proj"]).split(self.widths, dim=-1), strict=True))
+        inputs["q_proj"] = inputs["q_proj"][:, : x.shape[1]]
+        rows = {name: self.products[name](of_projection) for name, of_projection in inputs.items()}
+        if padding is not None:
+            rows |= {name: followed_by_padding(rows[name], padding[1]) for name in ("k_proj", "v_proj")}
         heads, scale = layer.self_attn.num_heads, layer.self_attn.scaling
         query, key, value = (
-            self.products[name](of_projection)
-            .unflatten(-1, (-1, self.reduction.width))
-            .transpose(1, 2)
-            .expand(-1, heads, -1, -1)
-            for name, of_projection in inputs.items()
+            rows[name].unflatten(-1, (-1, self.reduction.width)).transpose(1, 2).expand(-1, heads, -1, -1)
+            for name in ("q_proj", "k_proj", "v_proj")
         )
         mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
         return self.products["out_proj"](mixed.transpose(1, 2).flatten(2))
@@ -298,14 +305,9 @@ class InferenceLayer:
 @torch.no_grad()
 def product_seconds(x: torch.Tensor, *widths: int) -> float:
     """
-    The median time of a chain of products of the given widths: two for a dense layer, three for a low-rank pair.
+    The median time, in seconds, of a chain of products of two widths for a dense layer, or three for a low-rank pair.
 
-    Args:
-        x (`torch.Tensor` of shape `(batch_size, positions)`): of the dtype and on the device that count.
-        widths (`int`): in_features, the rank of a pair, and out_features.
-
-    Returns:
-        `float`: seconds.
+    x, of shape `(batch_size, positions)`, has the dtype and device that count.
     """
     weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
     names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}
@@ -317,13 +319,8 @@ def break_even_ranks(shapes: Collection[tuple[int, int, int]], x: torch.Tensor) 
     """
     Measures from which rank on a low-rank pair takes longer than the dense product.
 
-    Args:
-        shapes (`Collection[tuple[int, int, int]]`): in_features, rank and out_features of the pairs there are.
-        x (`torch.Tensor`): as in `product_seconds`.
-
-    Returns:
-        `dict[tuple[int, int], float]`: from (in_features, out_features) to the lowest such rank among those there are,
-        or infinity.
+    Takes in_features, rank and out_features of the pairs there are, and x as in `product_seconds`. Gives, by the outer
+    two, the lowest such rank of these, or infinity.
     """
     result = {}
     for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:

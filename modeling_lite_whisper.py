@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import WhisperConfig
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import (
     WhisperDecoder,
     WhisperEncoder,
@@ -20,7 +21,18 @@ from transformers.models.whisper.modeling_whisper import (
 )
 
 from .configuration_lite_whisper import LiteWhisperConfig
-from .inference_lite_whisper import InferenceLayer, break_even_ranks, projections
+from .inference_lite_whisper import (
+    LOUDEST_FLOOR,
+    InferenceLayer,
+    PaddingStates,
+    break_even_ranks,
+    end_of_sound,
+    followed_by_padding,
+    projections,
+    within_range,
+)
+
+LENGTHS = 30  # how many different numbers of positions are computed
 
 
 class LowRankLinear(nn.Module):
@@ -28,11 +40,6 @@ class LowRankLinear(nn.Module):
     A linear layer of limited rank: y = (x weight1) weight2 + bias.
 
     `weight1` has the shape `(in_features, rank)`, `weight2` `(rank, out_features)` and `bias` `(out_features,)`.
-
-    Args:
-        in_features (`int`): of the projection.
-        out_features (`int`): of the projection.
-        rank (`int`): at most the smaller of the two.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
@@ -66,6 +73,7 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
             parent = self if projection in ("fc1", "fc2") else self.self_attn
             dense = getattr(parent, projection)
             setattr(parent, projection, LowRankLinear(dense.in_features, dense.out_features, rank))
+        self.padding_states: Any = PaddingStates(config) if config.constant_padding else None
         self.inference: InferenceLayer | None = None  # see LiteWhisperEncoder.optimize_for_inference
         self.register_load_state_dict_post_hook(_derive_after_loading)
 
@@ -88,18 +96,38 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
         return self
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        coefficients: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As in Whisper; by `InferenceLayer` where there is one and it can do what is asked."""
+        """As in Whisper, or by `InferenceLayer`; with `coefficients` padding follows the positions that are given."""
         masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
         asked = masked or kwargs.get("output_attentions") or not self.uses_sdpa
         plain = self.training or torch.is_grad_enabled() or asked
         if not plain and self.inference is not None:
             self.inference = self.inference.current(self)
-        if plain or self.inference is None:
+        padding = None if coefficients is None else self.padding_states(hidden_states.shape[1], coefficients)
+        if not plain and self.inference is not None:
+            hidden_states = self.inference.forward(self, hidden_states, padding)
+        elif padding is not None:
+            return self.with_padding(hidden_states, *padding)
+        else:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)  # type: ignore[arg-type]
-        hidden_states = self.inference.forward(self, hidden_states)
         return (hidden_states, None) if "layer_head_mask" in kwargs else hidden_states  # a tuple up to transformers 4
+
+    def with_padding(self, hidden_states: torch.Tensor, states: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+        """As in Whisper, without dropout; attention sees the padding too, see `PaddingStates`."""
+        attention, x = self.self_attn, self.self_attn_layer_norm(hidden_states)
+        inputs = torch.cat([x, states], dim=1)
+        key, value = (followed_by_padding(of(inputs), mixing) for of in (attention.k_proj, attention.v_proj))
+        heads = (y.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for y in (attention.q_proj(x), key, value))
+        mixed = F.scaled_dot_product_attention(*heads)  # type: ignore[call-arg]
+        hidden_states = hidden_states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        hidden = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
+        return within_range(hidden_states + self.fc2(hidden))
 
     @property
     def uses_sdpa(self) -> bool:
@@ -116,12 +144,7 @@ class CompleteWeights:
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """
-        As in transformers, but a model with random weights in the place of missing ones is not returned.
-
-        Raises:
-            ValueError: weights are missing.
-        """
+        """As in transformers, but `ValueError` where weights are missing, in whose place it puts random ones."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
@@ -143,7 +166,55 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         self.layers = nn.ModuleList(
             LiteWhisperEncoderLayer(config, ranks) for ranks in config.low_rank_config or [{}] * encoder_layers
         )
+        self.padding_states: Any = PaddingStates(config) if config.constant_padding else None  # of the output
         self.post_init()
+
+    def forward(self, input_features: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As in Whisper; where the features end in padding, that is not computed but known, see `PaddingStates`."""
+        asked = any(
+            kwargs.get(name, getattr(self.config, name, usual)) not in (None, usual)
+            for name, usual in (("output_attentions", False), ("output_hidden_states", False), ("return_dict", True))
+        )
+        plain = asked or kwargs.get("head_mask") is not None or self.training or not self.uses_constant_padding
+        known = None if plain else self.known_padding(input_features)
+        if known is None:
+            return super().forward(input_features, *args, **kwargs)
+        return BaseModelOutput(self.with_padding(input_features, *known))
+
+    @torch.compiler.disable
+    def known_padding(self, input_features: torch.Tensor) -> tuple[int, torch.Tensor] | None:
+        """The positions to compute and the coefficients of the padding; None where all have to be computed."""
+        ends, coefficients = end_of_sound(input_features)
+        first, last, loudest = (x.item() for x in (ends.min(), ends.max(), coefficients[:, 1].max() - 1))
+        window, step = self.max_source_positions, -(-self.max_source_positions // LENGTHS)
+        positions = -(-(-(-last // 2) + self.config.constant_padding["margin"]) // step) * step
+        usual = first > 0 and loudest < LOUDEST_FLOOR and input_features.shape[-1] == 2 * window
+        return (positions, coefficients.to(input_features)) if usual and positions < window else None
+
+    @property
+    def uses_constant_padding(self) -> bool:
+        """Whether padding is taken for constant in evaluation mode, see `use_constant_padding`."""
+        return bool(self.config.constant_padding and self.config.constant_padding["enabled"])
+
+    def use_constant_padding(self, enabled: bool = True) -> "LiteWhisperEncoder":
+        """Switches whether padding is taken for constant in evaluation mode; `ValueError` where it is not known."""
+        if self.config.constant_padding:
+            self.config.constant_padding["enabled"] = enabled
+        elif enabled:
+            raise ValueError("the model does not know its padding; lite-whisper pad adds what is missing")
+        return self
+
+    def with_padding(self, input_features: torch.Tensor, positions: int, coefficients: torch.Tensor) -> torch.Tensor:
+        """What `forward` returns, with so many positions computed and the others constant; has a gradient."""
+        hidden_states = F.gelu(self.conv1(input_features[:, :, : 2 * positions + 2]))  # one frame more than is seen
+        hidden_states = F.gelu(self.conv2(hidden_states))[:, :, :positions].transpose(1, 2)
+        hidden_states = hidden_states + self.embed_positions(torch.arange(positions, device=hidden_states.device))
+        for layer in self.layers:
+            output = layer(hidden_states, coefficients=coefficients)
+            hidden_states = output[0] if isinstance(output, tuple) else output
+        output = self.layer_norm(hidden_states)
+        states, mixing = (part.to(output.device) for part in self.padding_states(positions, coefficients))
+        return followed_by_padding(torch.cat([output, states], dim=1), mixing)
 
     def optimize_for_inference(self, enabled: bool = True, batch_size: int = 1) -> "LiteWhisperEncoder":
         """
@@ -157,15 +228,8 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         first. What torch does not count as a change of a weight is not noticed: one through `.data`, one of a weight
         made in `torch.inference_mode()`, and one under a compiled encoder; so call this again after such a change.
 
-        Args:
-            enabled (`bool`, *optional*, defaults to `True`): `False` undoes it.
-            batch_size (`int`, *optional*, defaults to 1): windows that will run at once.
-
-        Returns:
-            `LiteWhisperEncoder`: this one.
-
-        Raises:
-            ValueError: a projection is neither a linear layer nor a low-rank pair, or its weights are not in memory.
+        `enabled=False` undoes it; `batch_size` windows will run at once. Raises `ValueError` where a projection is
+        neither a linear layer nor a low-rank pair, or its weights are not in memory.
         """
         shapes = {
             pair: (pair.in_features, pair.out_features) for pair in self.modules() if isinstance(pair, LowRankLinear)
@@ -231,12 +295,16 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
         self.model.encoder.optimize_for_inference(enabled, batch_size)
         return self
 
+    def use_constant_padding(self, enabled: bool = True) -> "LiteWhisperForConditionalGeneration":
+        """See `LiteWhisperEncoder.use_constant_padding`; returns the model."""
+        self.model.encoder.use_constant_padding(enabled)
+        return self
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, with the ranks of the layers as they are: merging an adapter may have changed them.
 
-        Raises:
-            ValueError: a compressed projection is of a type that has no place in the file format.
+        Raises `ValueError` where a compressed projection is of a type that has no place in the file format.
         """
         peft = getattr(self, "_hf_peft_config_loaded", False)  # then the adapter alone is saved
         for index, ranks in enumerate([] if peft else self.config.low_rank_config or []):
@@ -254,18 +322,15 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
     @torch.no_grad()
     def to_whisper(self) -> WhisperForConditionalGeneration:
         """
-        Multiplies every pair out, for programs that know no low-rank layer.
+        Multiplies every pair out, for programs that know no low-rank layer; what is known of padding is left out.
 
         The bias of a compressed `k_proj` is dropped, since Whisper has none there: it adds the same number to a query's
-        score of every key, which cancels in the softmax.
-
-        Returns:
-            `WhisperForConditionalGeneration`: a stock Whisper with the same outputs, in the same dtype, on the same
-            device; no memory is shared.
+        score of every key, which cancels in the softmax. The stock Whisper has the same outputs, in the same dtype, on
+        the same device; no memory is shared.
         """
-        ours = ("architectures", "auto_map", "low_rank_config", "model_type")
+        ours = ("architectures", "auto_map", "low_rank_config", "constant_padding", "model_type")
         config = WhisperConfig(**{name: value for name, value in self.config.to_dict().items() if name not in ours})
-        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items() if ".padding_states." not in name}
         for name, pair in self.named_modules():
             if isinstance(pair, LowRankLinear):
                 del state[f"{name}.weight1"], state[f"{name}.weight2"]

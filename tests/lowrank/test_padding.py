@@ -1,0 +1,194 @@
+"""Tables of padded states: the regression against a dense solution, the path of the encoder against the whole one."""
+
+import pytest
+import torch
+from random_models import SIZES, encode, random_model
+from torch.nn import functional as F
+
+from lite_whisper.inference_lite_whisper import end_of_sound
+from lite_whisper.lowrank import padding
+from lite_whisper.lowrank.padding import PaddingSums, add_padding, learn_padding, padded_clips, tables_of_limited_rank
+
+POSITIONS, D_MODEL = SIZES["max_source_positions"], SIZES["d_model"]
+RANKS = [{"q_proj": 8, "k_proj": 8, "v_proj": 8, "fc1": 24}, {"v_proj": 40}]
+
+
+@pytest.fixture(autouse=True)
+def small_margin(monkeypatch) -> None:
+    """The window of these models has 20 positions."""
+    monkeypatch.setattr(padding, "MARGIN", 2)
+
+
+def speech(clips: int, frames: int = 2 * POSITIONS) -> torch.Tensor:
+    """Features like Whisper's, with sound up to the end."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(clips, 80, frames, generator=generator) * 2 - 1.25
+
+
+def short_clips(*frames: int) -> torch.Tensor:
+    """Features with padding from these frames on."""
+    features = speech(len(frames))
+    for clip, end in zip(features, frames, strict=True):
+        clip[:, end:] = clip[:, :end].max() - 2
+        clip.clamp_(min=float(clip[0, -1]))
+    return features
+
+
+def random_sums(clips: int) -> tuple[PaddingSums, torch.Tensor, torch.Tensor]:
+    """States that are affine in the coefficients of the clips but for a little noise."""
+    generator = torch.Generator().manual_seed(1)
+    coefficients = torch.cat([torch.ones(clips, 1), torch.randn(clips, 2, generator=generator) + 3], dim=1)
+    tables = torch.randn(POSITIONS, 3, D_MODEL, generator=generator)
+    states = torch.einsum("cf,tfd->ctd", coefficients, tables)
+    sums = PaddingSums.zeros(POSITIONS, 3, D_MODEL, torch.device("cpu"))
+    sums.update(states, coefficients, torch.zeros(clips, dtype=torch.long))
+    return sums, coefficients, states
+
+
+def test_tables_of_full_rank_predict_affine_states(monkeypatch) -> None:
+    monkeypatch.setattr(padding, "RIDGE", 1e-6)
+    sums, coefficients, states = random_sums(50)
+    mixing, few = tables_of_limited_rank(sums, POSITIONS + 1)
+    predicted = torch.einsum("tr,crd->ctd", mixing, torch.einsum("cf,frd->crd", coefficients, few))
+    torch.testing.assert_close(predicted, states, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mixing.sum(dim=1), torch.ones(POSITIONS))
+
+
+def test_a_lower_rank_loses_what_the_singular_values_say(monkeypatch) -> None:
+    """For coefficients that are white the error is that of the best approximation of all tables side by side."""
+    monkeypatch.setattr(padding, "RIDGE", 1e-6)
+    generator = torch.Generator().manual_seed(2)
+    white = torch.linalg.qr(torch.cat([torch.ones(60, 1), torch.randn(60, 2, generator=generator)], dim=1))[0] * 60**0.5
+    white = white * white[0, 0].sign()
+    tables = torch.randn(POSITIONS, 3, D_MODEL, generator=generator)
+    states = torch.einsum("cf,tfd->ctd", white, tables)
+    sums = PaddingSums.zeros(POSITIONS, 3, D_MODEL, torch.device("cpu"))
+    sums.update(states, white, torch.zeros(60, dtype=torch.long))
+    mixing, few = tables_of_limited_rank(sums, 6)
+    predicted = torch.einsum("tr,crd->ctd", mixing, torch.einsum("cf,frd->crd", white, few))
+    best = torch.linalg.svdvals(tables.flatten(start_dim=1))[5:].square().sum()
+    torch.testing.assert_close((predicted - states).square().sum() / 60, best, rtol=1e-3, atol=0)
+
+
+def test_the_end_of_sound_is_seen_and_silence_within_is_none() -> None:
+    features = short_clips(9, 25)
+    features[1, :, 10:14] = features[1].min()
+    ends, coefficients = end_of_sound(features)
+    assert ends.tolist() == [9, 25]
+    torch.testing.assert_close(coefficients[:, 1], features.amin(dim=(1, 2)) + 1)
+    torch.testing.assert_close(coefficients[:, 2].exp2(), torch.tensor([9, 25]) / (2 * POSITIONS))
+
+
+def test_cut_clips_have_the_padding_of_whisper() -> None:
+    clips = padded_clips(speech(30), torch.Generator().manual_seed(0))
+    ends, _ = end_of_sound(clips)
+    assert len(set(ends.tolist())) > 10 and int(ends.max()) <= round(0.95 * 2 * POSITIONS)
+    torch.testing.assert_close(clips.amin(dim=(1, 2)), (clips.amax(dim=(1, 2)) - 2).clamp(min=-1.5))
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_known_padding_stands_for_what_would_be_computed(optimized: bool) -> None:
+    """With the very states of a clip as tables, the short way gives what the whole encoder gives."""
+    model = random_model(RANKS)
+    features = short_clips(16)
+    whole = encode(model, features)
+    sums = []
+    encoder = model.get_encoder()
+    coefficients = torch.tensor([[1.0, 0.0, 0.0]])
+    kept: list[torch.Tensor] = []
+    hooks = [x.self_attn_layer_norm.register_forward_hook(lambda m, i, y: kept.append(y)) for x in encoder.layers]
+    kept.append(encode(model, features))
+    for hook in hooks:
+        hook.remove()
+    for states in kept:
+        total = PaddingSums.zeros(POSITIONS, 3, D_MODEL, torch.device("cpu"))
+        for other in (0.0, 1.0, -1.0):
+            for third in (0.0, 1.0, -1.0):
+                both = coefficients + torch.tensor([[0.0, other, third]])
+                total.update(states, both, torch.zeros(1, dtype=torch.long))
+        sums.append(total)
+    add_padding(model, sums, POSITIONS + 1)
+    model.optimize_for_inference(optimized)
+    seen: list[int] = []
+    hook = encoder.layers[0].fc1.register_forward_hook(lambda m, i, y: seen.append(y.shape[1]))
+    with torch.no_grad():
+        torch.testing.assert_close(encode(model, features), whole, rtol=1e-3, atol=1e-3)
+        direct = encoder.with_padding(features, 10, coefficients)
+    hook.remove()
+    torch.testing.assert_close(direct, whole, rtol=1e-3, atol=1e-3)
+    assert optimized or seen == [10, 10]  # 8 of sound and a margin of 2
+
+
+@pytest.fixture
+def padded_model(monkeypatch):
+    """A model that has learnt its padding."""
+    monkeypatch.setattr(padding, "CLIPS", 40)
+    model = random_model(RANKS)
+    add_padding(model, learn_padding(model, [speech(4), speech(4)]), 8)
+    return model
+
+
+def test_it_is_closer_than_no_padding_at_all(padded_model) -> None:
+    features = short_clips(12, 14)
+    known = encode(padded_model, features)
+    whole = encode(padded_model.use_constant_padding(False), features)
+    assert not torch.equal(known, whole)
+    assert F.mse_loss(known, whole) < 0.1 * whole.var()
+
+
+@pytest.mark.parametrize(
+    "features", [speech(2), torch.full((1, 80, 40), -1.5), torch.zeros(1, 80, 40), short_clips(39)]
+)
+def test_full_silent_and_other_features_take_the_ordinary_path(padded_model, features) -> None:
+    known = encode(padded_model, features)
+    assert torch.equal(known, encode(padded_model.use_constant_padding(False), features))
+
+
+def test_training_gradients_and_what_is_asked_for_take_the_ordinary_path(padded_model) -> None:
+    features, encoder = short_clips(12), padded_model.get_encoder()
+    whole = encode(padded_model.use_constant_padding(False), features)
+    padded_model.use_constant_padding()
+    with torch.no_grad():
+        assert torch.equal(encoder(features, output_hidden_states=True).last_hidden_state, whole)
+        assert torch.equal(encoder.train()(features)[0], whole)
+        with pytest.raises(ValueError, match="length"):
+            encoder.eval()(features[..., :30])
+
+
+def test_it_is_saved_loaded_and_left_out_of_a_stock_whisper(padded_model, tmp_path) -> None:
+    features = short_clips(12)
+    padded_model.save_pretrained(tmp_path / "on")
+    loaded = type(padded_model).from_pretrained(tmp_path / "on")
+    assert torch.equal(encode(loaded, features), encode(padded_model, features))
+    padded_model.use_constant_padding(False).save_pretrained(tmp_path / "off")
+    off = type(padded_model).from_pretrained(tmp_path / "off")
+    whole = encode(padded_model, features)
+    assert torch.equal(encode(off, features), whole)
+    torch.testing.assert_close(encode(padded_model.to_whisper(), features), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_reaches_the_pairs_through_the_padding(padded_model) -> None:
+    padded_model.requires_grad_(True)
+    encoder = padded_model.get_encoder()
+    _, coefficients = end_of_sound(short_clips(12))
+    encoder.with_padding(short_clips(12), 10, coefficients).sum().backward()
+    assert encoder.layers[0].self_attn.k_proj.weight1.grad.abs().sum() > 0
+
+
+def test_tables_of_another_size_and_damaged_settings_are_refused(padded_model, tmp_path) -> None:
+    padded_model.save_pretrained(tmp_path)
+    other = padded_model.config
+    other.constant_padding = {"rank": 5, "margin": 2, "enabled": True}
+    other.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="mismatched_sizes"):
+        type(padded_model).from_pretrained(tmp_path)
+    for wrong in (
+        {"rank": 5},
+        {"rank": 0, "margin": 2, "enabled": True},
+        [5],
+        {"rank": 5, "margin": -1, "enabled": True},
+    ):
+        with pytest.raises(ValueError, match="constant_padding"):
+            type(other)(constant_padding=wrong, **SIZES)
+    with pytest.raises(ValueError, match="does not know"):
+        random_model(None).use_constant_padding()
