@@ -95,9 +95,9 @@ def inference_calls(monkeypatch) -> list[nn.Module]:
     calls = []
     forward = inference.InferenceLayer.forward
 
-    def recorded(self, layer, hidden_states):
+    def recorded(self, layer, *args):
         calls.append(layer)
-        return forward(self, layer, hidden_states)
+        return forward(self, layer, *args)
 
     monkeypatch.setattr(inference.InferenceLayer, "forward", recorded)
     return calls
