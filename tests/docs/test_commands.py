@@ -147,7 +147,7 @@ def test_every_step_succeeds(typed: list[dict[str, Any]]) -> None:
 def test_every_output_is_complete(typed: list[dict[str, Any]], published: Any, workplace: Path) -> None:
     commands = "\n".join(step["text"] for step in typed if step["language"] == "bash")
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", commands), "lite-whisper-adapted", "lite-from-settings"]
-    assert len(outputs) == len(set(outputs)) == 23
+    assert len(outputs) == len(set(outputs)) == 24
     for output in ("transcripts.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl", "meeting.srt", "subtitles"):
         outputs.remove(output)
     for transcripts in ("transcripts.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl"):
