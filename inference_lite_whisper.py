@@ -180,10 +180,11 @@ def choose_reduction(products: dict[str, Product], heads: int, positions: int) -
             d_model * (form.width if reduced else 2 * rank) for reduced, rank in reducible
         )
 
-    narrow_keys, narrow_values = {False, key_rank <= head_dim}, {False, value_rank <= head_dim}
-    forms = [
-        Reduction(keys, values, head_dim) for keys in narrow_keys for values in narrow_values if not (keys and values)
-    ]
+    forms = [Reduction(False, False, head_dim)]
+    if key_rank <= head_dim:
+        forms.append(Reduction(True, False, head_dim))
+    if value_rank <= head_dim:
+        forms.append(Reduction(False, True, head_dim))
     if max(key_rank, value_rank) <= head_dim:
         forms.append(Reduction(True, True, -(-max(key_rank, value_rank) // PADDING) * PADDING))
     return min(forms, key=multiply_adds)

@@ -210,8 +210,7 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         hidden_states = F.gelu(self.conv2(hidden_states))[:, :, :positions].transpose(1, 2)
         hidden_states = hidden_states + self.embed_positions(torch.arange(positions, device=hidden_states.device))
         for layer in self.layers:
-            output = layer(hidden_states, coefficients=coefficients)
-            hidden_states = output[0] if isinstance(output, tuple) else output
+            hidden_states = layer(hidden_states, coefficients=coefficients)
         output = self.layer_norm(hidden_states)
         states, mixing = (part.to(output.device) for part in self.padding_states(positions, coefficients))
         return followed_by_padding(torch.cat([output, states], dim=1), mixing)

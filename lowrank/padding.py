@@ -108,8 +108,9 @@ def padded_clips(features: torch.Tensor, generator: torch.Generator) -> torch.Te
     """
     clips = features.clone()
     least, whole = round(LEAST_FILLED * features.shape[-1]), features.shape[-1]
-    for clip in clips:
-        longest = max(min(int(end_of_sound(clip[None])[0]), round(0.95 * whole)), least + 1)
+    ends, _ = end_of_sound(clips)
+    for clip, end in zip(clips, ends.tolist(), strict=True):
+        longest = max(min(end, round(0.95 * whole)), least + 1)
         share, loudness = torch.rand(2, generator=generator).tolist()
         length = round(least * (longest / least) ** share)
         floor = QUIETEST_FLOOR + (LOUDEST_FLOOR - QUIETEST_FLOOR) * loudness
