@@ -21,6 +21,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 PADDING = 8  # attention kernels take heads of a multiple of this width
 LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
 LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
+Padding = tuple[torch.Tensor, ...] | None  # what `PaddingStates` gives
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
@@ -274,18 +275,14 @@ class InferenceLayer:
             return self
         return self.renewed(layer)
 
-    def forward(
-        self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor, padding: tuple[torch.Tensor, ...] | None = None
-    ) -> torch.Tensor:
+    def forward(self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor, padding: Padding = None) -> torch.Tensor:
         """Takes and gives hidden states of shape `(batch_size, positions, d_model)`; padding is of `PaddingStates`."""
         hidden_states = hidden_states.contiguous()  # the convolutions leave channels first, which all layers would copy
         hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states), padding)
         hidden = self.products["fc1"](layer.final_layer_norm(hidden_states), gelu=True)
         return within_range(hidden_states + self.products["fc2"](hidden))
 
-    def attention(
-        self, layer: WhisperEncoderLayer, x: torch.Tensor, padding: tuple[torch.Tensor, ...] | None
-    ) -> torch.Tensor:
+    def attention(self, layer: WhisperEncoderLayer, x: torch.Tensor, padding: Padding) -> torch.Tensor:
         """Takes x of shape `(batch_size, positions, d_model)`, and gives the same shape."""
         inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x if padding is None else torch.cat([x, padding[0]], 1))
         if self.shared:

@@ -9,16 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import WhisperConfig
+from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import (
-    WhisperDecoder,
-    WhisperEncoder,
-    WhisperEncoderLayer,
-    WhisperForConditionalGeneration,
-    WhisperModel,
-    sinusoids,
-)
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperEncoderLayer, sinusoids
 
 from .configuration_lite_whisper import LiteWhisperConfig
 from .inference_lite_whisper import (
@@ -105,7 +98,9 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
     ) -> Any:
         """As in Whisper, or by `InferenceLayer`; with `coefficients` padding follows the positions that are given."""
         masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
-        asked = masked or kwargs.get("output_attentions") or not self.uses_sdpa
+        # Other attention than torch's, such as eager attention, may be asked for what that does not return.
+        other = getattr(self.self_attn.config, "_attn_implementation", None) != "sdpa"
+        asked = masked or kwargs.get("output_attentions") or other
         plain = self.training or torch.is_grad_enabled() or asked
         if not plain and self.inference is not None:
             self.inference = self.inference.current(self)
@@ -128,11 +123,6 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
         hidden_states = hidden_states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
         hidden = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
         return within_range(hidden_states + self.fc2(hidden))
-
-    @property
-    def uses_sdpa(self) -> bool:
-        """Whether attention is torch's; others, such as eager attention, may be asked for what that does not return."""
-        return self.self_attn.config is not None and self.self_attn.config._attn_implementation == "sdpa"
 
 
 def _derive_after_loading(layer: LiteWhisperEncoderLayer, _: object) -> None:
@@ -317,6 +307,19 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
                     )
                 ranks[projection] = module.rank
         return super().save_pretrained(*args, **kwargs)
+
+    def generate_with_fallback(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Whisper; what looks broken where padding was constant is first decoded again with all positions."""
+        encoder, temperatures, segments = self.model.encoder, kwargs["temperatures"], kwargs["segment_input"]
+        if len(temperatures) < 2 or not encoder.uses_constant_padding or encoder.known_padding(segments) is None:
+            return super().generate_with_fallback(*args, **kwargs)
+        kwargs["temperatures"] = (temperatures[0], *temperatures)
+        after_one_pass = encoder.register_forward_hook(lambda *_: encoder.use_constant_padding(False) and None)
+        try:
+            return super().generate_with_fallback(*args, **kwargs)
+        finally:
+            after_one_pass.remove()
+            encoder.use_constant_padding()
 
     @torch.no_grad()
     def to_whisper(self) -> WhisperForConditionalGeneration:

@@ -33,6 +33,10 @@ def print_report(evaluations: Sequence[Evaluation]) -> None:
             f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
             f"{r.insertions:7}{r.rtfx:9.1f}"
         )
+    for evaluation in evaluations:
+        if retried := evaluation.result.retried:
+            r = evaluation.result
+            print(f"{r.model} on {r.dataset}: {retried} looked broken and were decoded again with all positions")
     for result, base, (points, low, high) in differences(evaluations):
         verdict = "no clear difference" if low <= 0 <= high else "worse" if points > 0 else "better"
         print(

@@ -53,7 +53,8 @@ def run(settings: TranscriptionSettings) -> None:
     """Transcribes, and prints what came of it."""
     counts = transcribe_to_output(settings)
     unreadable = f", {counts.failed} could not be read" if counts.failed else ""
-    print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{unreadable}")
+    retried = f", {counts.retried} of them again with all positions, as they looked broken" if counts.retried else ""
+    print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{retried}{unreadable}")
     print(f"written to {settings.output.path}")
 
 

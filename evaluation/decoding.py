@@ -15,6 +15,7 @@ from ..audio import SAMPLING_RATE, Clip
 from ..audio.windows import batches_by_length
 from ..common.processes import all_gather, shard
 from ..common.timing import now
+from ..models.second_try import all_positions, broken
 
 
 @dataclass
@@ -63,10 +64,12 @@ class Transcripts:
     Args:
         texts (`list[str]`): of each clip, in the order of the clips.
         encoder_time (`EncoderTime`, *optional*): that it took.
+        retried (`int`, *optional*, defaults to 0): how many clips needed a second try, see `transcribe_batch`.
     """
 
     texts: list[str]
     encoder_time: EncoderTime = field(default_factory=EncoderTime)
+    retried: int = 0
 
 
 @contextmanager
@@ -97,16 +100,16 @@ def transcribe_batch(
     processor: WhisperProcessor,
     clips: Sequence[Clip],
     decoding: Decoding = GREEDY,
-) -> tuple[list[str], float]:
+) -> tuple[list[str], float, list[int]]:
     """
     Transcribes the clips of one batch, without timestamps in the text.
 
     Clips that are longer than the model's window, and whatever is with them, go through Whisper's own sequential
-    long-form decoding.
+    long-form decoding. What looks broken where padding was taken for constant is decoded once more without.
 
     Returns:
-        `tuple[list[str], float]`: the texts, and the seconds that `generate()` took: encoder and decoder, without
-        log-mel features and tokenizer.
+        `tuple[list[str], float, list[int]]`: the texts, the seconds that `generate()` took (encoder and decoder,
+        without log-mel features and tokenizer), and the places of the clips that were decoded twice.
     """
     extractor = processor.feature_extractor
     is_long = any(len(clip.samples) > extractor.n_samples for clip in clips)
@@ -120,12 +123,28 @@ def transcribe_batch(
     # Without a task transformers leaves the task token out, which multilingual models were not trained for.
     multilingual = getattr(model.generation_config, "is_multilingual", False)
     speech: dict[str, Any] = {"task": decoding.task, "language": decoding.language} if multilingual else {}
-    start = now(model.device)
-    tokens = model.generate(
-        **features, **speech, num_beams=decoding.num_beams, do_sample=False, return_timestamps=is_long
-    )
-    seconds = now(model.device) - start
-    return processor.batch_decode(tokens, skip_special_tokens=True), seconds
+
+    def decoded(places: slice | list[int]) -> tuple[list[str], float]:
+        start = now(model.device)
+        tokens = model.generate(
+            **{name: tensor[places] for name, tensor in features.items()},
+            **speech,
+            num_beams=decoding.num_beams,
+            do_sample=False,
+            return_timestamps=is_long,
+        )
+        seconds = now(model.device) - start
+        return processor.batch_decode(tokens, skip_special_tokens=True), seconds
+
+    texts, seconds = decoded(slice(None))
+    retried = [] if is_long else broken(model, processor.tokenizer, texts)
+    if retried:
+        with all_positions(model):
+            again, more = decoded(retried)
+        seconds += more
+        for place, text in zip(retried, again, strict=True):
+            texts[place] = text
+    return texts, seconds, retried
 
 
 @torch.no_grad()
@@ -153,12 +172,15 @@ def transcribe(
     texts = [""] * len(clips)
     warm_up(model, processor.feature_extractor)
     found: list[tuple[int, str]] = []
+    twice = 0
     mine = list(shard(batches_by_length(clips, processor.feature_extractor, batch_size)))
     with timed_encoder(model) as encoder_time:
         for indices in tqdm(mine, "transcription", unit="batch"):
-            batch, _ = transcribe_batch(model, processor, [clips[index] for index in indices])
+            batch, _, retried = transcribe_batch(model, processor, [clips[index] for index in indices])
             found += zip(indices, batch, strict=True)
+            twice += len(retried)
     for index, text in all_gather(found):
         texts[index] = text
     times = all_gather([encoder_time])
-    return Transcripts(texts, EncoderTime(sum(t.seconds for t in times), sum(t.windows for t in times)))
+    total = EncoderTime(sum(t.seconds for t in times), sum(t.windows for t in times))
+    return Transcripts(texts, total, sum(all_gather([twice])))

@@ -123,7 +123,7 @@ def _transcribed(
     texts = None
     try:
         with timed_encoder(model) as encoder:
-            texts, generation = transcribe_batch(model, processor, clips, decoding)
+            texts, generation, retried = transcribe_batch(model, processor, clips, decoding)
     except RuntimeError as error:
         if len(batch) == 1 or not _is_out_of_memory(error):
             raise
@@ -149,8 +149,9 @@ def _transcribed(
             pred_text=normalize(text),
             reference=clip.text or "",
             prediction=text,
+            retried=place in retried,
         )
-        for (index, clip), duration, text in zip(batch, durations, texts, strict=True)
+        for place, ((index, clip), duration, text) in enumerate(zip(batch, durations, texts, strict=True))
     ]
 
 

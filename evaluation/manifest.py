@@ -28,6 +28,7 @@ class Utterance:
         pred_text (`str`): the prediction, normalised.
         reference (`str`): as it was given.
         prediction (`str`): as the model wrote it.
+        retried (`bool`, *optional*, defaults to `False`): whether the first try looked broken, see `second_try`.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Utterance:
     pred_text: str
     reference: str
     prediction: str
+    retried: bool = False
 
 
 def manifest_path(folder: Path, model: str, dataset: str) -> Path:
@@ -63,7 +65,8 @@ def read_manifest(path: Path) -> list[Utterance]:
     for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             values = json.loads(line)
-            utterance = Utterance(**{field.name: values[field.name] for field in fields(Utterance)})
+            retried = {"retried": False}  # in manifests of earlier versions, which know of no second try
+            utterance = Utterance(**{field.name: (retried | values)[field.name] for field in fields(Utterance)})
             _check_types(utterance)
             check_line(values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -79,7 +82,7 @@ def read_manifest(path: Path) -> list[Utterance]:
 
 def _check_types(utterance: Utterance) -> None:
     for name, value in asdict(utterance).items():
-        expected = int if name == "index" else (int, float) if name in NUMBERS else str
+        expected = {"index": int, "retried": bool}.get(name, (int, float) if name in NUMBERS else str)
         if not isinstance(value, expected):
             raise TypeError(f"{name} is {value!r}")
 

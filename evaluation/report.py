@@ -37,6 +37,7 @@ class Result:
         encoder_seconds (`float`): time of the encoder.
         decoder_seconds (`float`): time of the decoder.
         peak_memory (`int`, *optional*): bytes; `None` where the run was not finished.
+        retried (`int`, *optional*, defaults to 0): utterances that needed a second try with all positions computed.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Result:
     encoder_seconds: float
     decoder_seconds: float
     peak_memory: int | None
+    retried: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def score(manifests: Sequence[Path]) -> list[Evaluation]:
             encoder_seconds=sum(u.encoder_time for u in utterances),
             decoder_seconds=sum(u.decoder_time for u in utterances),
             peak_memory=settings.get("peak_memory"),
+            retried=sum(u.retried for u in utterances),
         )
         evaluations.append(Evaluation(path, settings, utterances, result))
     return evaluations

@@ -114,7 +114,7 @@ def observe(
 
     inserted = {}
     for kind, sounds in without_speech(extractor.chunk_length).items():
-        texts, _ = transcribe_batch(model, processor, sounds)
+        texts, *_ = transcribe_batch(model, processor, sounds)
         inserted[kind] = sum(len(normalize(text).split()) for text in texts)
     languages = translations = None
     if multilingual:
@@ -124,7 +124,7 @@ def observe(
             batch = [clips[place] for place in places]
             features = extractor([clip.samples for clip in batch], sampling_rate=SAMPLING_RATE, return_tensors="pt")
             detected = model.detect_language(features.input_features.to(model.device, model.dtype)).tolist()
-            texts, _ = transcribe_batch(model, processor, batch, Decoding(task="translate"))
+            texts, *_ = transcribe_batch(model, processor, batch, Decoding(task="translate"))
             for place, token, text in zip(places, detected, texts, strict=True):
                 languages[place], translations[place] = names[token], normalize(text)
     segments = pieces(True)

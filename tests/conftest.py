@@ -108,6 +108,20 @@ def converted(tmp_path_factory: pytest.TempPathFactory, base: Path, speech: Path
 
 
 @pytest.fixture(scope="session")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature, dense, with what it computes at padded positions; tests do not change it."""
+    from lite_whisper.cli.pad import main
+    from lite_whisper.lowrank import padding
+
+    output = tmp_path_factory.mktemp("padded") / "padded"
+    options = ["--num-samples", "12", "--device", "cpu", "--output", str(output)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(padding, "CLIPS", 48)
+        assert main([str(MINIATURE), "--dataset", str(EXAMPLES / "digits/calibration"), *options]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight of the test strings."""
     folder = tmp_path_factory.mktemp("sets") / "digits"

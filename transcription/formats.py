@@ -32,6 +32,7 @@ class Transcript:
         text (`str`, *optional*, defaults to `""`): all of it.
         segments (`Sequence[Segment]`, *optional*): segments or words, as asked for.
         error (`str`, *optional*): why it could not be read; then there is no text.
+        retried (`bool`, *optional*, defaults to `False`): whether the first try looked broken, see `second_try`.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Transcript:
     text: str = ""
     segments: Sequence[Segment] = field(default_factory=list)
     error: str | None = None
+    retried: bool = False
 
 
 def to_txt(transcript: Transcript) -> str:

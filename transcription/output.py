@@ -98,7 +98,7 @@ class Output:
 def json_line(transcript: Transcript) -> str:
     """A line of the output; an error stands in the place of the text."""
     values = asdict(transcript)
-    left_out = ("text", "segments") if transcript.error else ("error",)
+    left_out = ("text", "segments", "retried") if transcript.error else ("error",)
     return json.dumps({key: value for key, value in values.items() if key not in left_out}, ensure_ascii=False) + "\n"
 
 

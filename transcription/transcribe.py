@@ -63,10 +63,11 @@ class TranscriptionSettings:
 
 @dataclass(frozen=True)
 class TranscriptionCounts:
-    """How many recordings were transcribed, and how many could not be read."""
+    """How many recordings were transcribed, of these how many in a second try, and how many could not be read."""
 
     transcribed: int
     failed: int
+    retried: int
 
 
 def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts:
@@ -101,12 +102,12 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
             entries = AudioDataset(sources).entries()
             device = available_device(settings.device)
             transcribe_recordings(make_transcriber(settings, model, processor, device), entries, lines)
-        errors = [transcript.error for transcript in read_transcripts(lines)]
-        failed = [error for error in errors if error]
-        if len(failed) == len(errors):
-            raise InputError(f"none of the {len(errors)} recordings could be read, the first because it {failed[0]}")
+        outcomes = [(transcript.error, transcript.retried) for transcript in read_transcripts(lines)]
+        failed = [error for error, _ in outcomes if error]
+        if len(failed) == len(outcomes):
+            raise InputError(f"none of the {len(outcomes)} recordings could be read, the first because it {failed[0]}")
         settings.output.write(lines)
-    return TranscriptionCounts(len(errors) - len(failed), len(failed))
+    return TranscriptionCounts(len(outcomes) - len(failed), len(failed), sum(retried for _, retried in outcomes))
 
 
 def expanded(sources: Sequence[str]) -> list[str]:

@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from tqdm import tqdm
-from transformers import AutomaticSpeechRecognitionPipeline, WhisperFeatureExtractor
+from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedTokenizerBase, WhisperFeatureExtractor
 
 from ..audio import SAMPLING_RATE, Clip, Entry
 from ..audio.windows import batches_by_length
 from ..common.errors import InputError
 from ..common.journal import CHECKSUM, append, check_line, drop_torn_line
+from ..models.second_try import all_positions, broken
 from .formats import Segment, Transcript
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class Transcriber:
     Transcribes recordings chunk by chunk.
 
     Recordings that fit into the model's window are put together in batches of similar length; longer ones go through
-    Whisper's sequential long-form decoding one by one. Which ones run together depends on the chunk alone.
+    Whisper's sequential long-form decoding one by one. Which ones run together depends on the chunk alone. Where the
+    model takes padding for constant, a recording of one window whose transcript looks broken is transcribed again.
 
     Args:
         recognizer (`AutomaticSpeechRecognitionPipeline`): with the model and its processor.
@@ -93,9 +95,20 @@ class Transcriber:
     def _recognize(
         self, part: Sequence[_Recording], clips: Sequence[Clip], options: dict[str, Any]
     ) -> list[Transcript]:
+        results = self._results(clips, options)
+        found = [_transcript(recording, result) for recording, result in zip(part, results, strict=True)]
+        model, tokenizer = self._recognizer.model, cast(PreTrainedTokenizerBase, self._recognizer.tokenizer)
+        retried = broken(model, tokenizer, [transcript.text for transcript in found]) if part[0].clip else []
+        if retried:
+            with all_positions(model):
+                again = self._results([clips[place] for place in retried], options)
+            for place, result in zip(retried, again, strict=True):
+                found[place] = replace(_transcript(part[place], result), retried=True)
+        return found
+
+    def _results(self, clips: Sequence[Clip], options: dict[str, Any]) -> list[dict[str, Any]]:
         inputs: Any = [{"raw": clip.samples, "sampling_rate": SAMPLING_RATE} for clip in clips]
-        results = self._recognizer(inputs, batch_size=len(inputs), **options)
-        return [_transcript(recording, result) for recording, result in zip(part, results, strict=True)]
+        return self._recognizer(inputs, batch_size=len(inputs), **options)
 
 
 def transcribe_recordings(transcriber: Transcriber, entries: Iterable[Entry], path: Path) -> None:

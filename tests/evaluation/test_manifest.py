@@ -68,6 +68,14 @@ def test_a_corrupt_line_is_named(change, said: str, tmp_path: Path) -> None:
         read_manifest(path)
 
 
+def test_a_line_of_an_earlier_version_says_nothing_of_a_second_try(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    values = dataclasses.asdict(utterance(0))
+    del values["retried"]
+    path.write_text(json.dumps(values) + "\n")
+    assert read_manifest(path) == [utterance(0)]
+
+
 def test_a_line_that_comes_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     append(path, [utterance(0), dataclasses.replace(utterance(0), text="other")])
