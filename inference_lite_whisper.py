@@ -21,7 +21,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 PADDING = 8  # attention kernels take heads of a multiple of this width
 LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
 LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
-Padding = tuple[torch.Tensor, ...] | None  # what `PaddingStates` gives
+DIRECTIONS = 16  # in which the padding that is known follows the padding that was computed
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
@@ -76,18 +76,24 @@ class PaddingStates(nn.Module):
     What the encoder computes at the positions of padding, which hardly depends on the speech before it.
 
     At position t that is a combination, of the weights `mixing[t]`, which add up to one, of `rank` states, and each of
-    these is the sum of `states[k]` times coefficient k of the clip, see `end_of_sound`.
+    these is the sum of `states[k]` times coefficient k of the clip. The first three of these are of `end_of_sound`, the
+    others say, in `directions`, how far the last positions that were computed are from what the first three foretell.
     """
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
-        rank = config.constant_padding["rank"]
+        rank, self.margin = config.constant_padding["rank"], config.constant_padding["margin"]
         self.mixing = nn.Parameter(torch.zeros(config.max_source_positions, rank), requires_grad=False)
-        self.states = nn.Parameter(torch.zeros(3, rank, config.d_model), requires_grad=False)
+        self.states = nn.Parameter(torch.zeros(3 + DIRECTIONS, rank, config.d_model), requires_grad=False)
+        self.directions = nn.Parameter(torch.zeros(config.d_model, DIRECTIONS), requires_grad=False)
 
-    def forward(self, positions: int, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states of each clip, `(batch, rank, d_model)`, and the weights after so many positions, `(.., rank)`."""
-        return torch.einsum("bk,krd->brd", coefficients, self.states), self.mixing[positions:]
+    def forward(self, computed: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states, `(batch, rank, d_model)`, and weights, `(.., rank)`, of what follows `(batch, .., d_model)`."""
+        positions = computed.shape[1]
+        states = torch.einsum("bk,krd->brd", coefficients, self.states[:3])
+        foretold = self.mixing[positions - self.margin : positions].mean(dim=0) @ states
+        deviation = (computed[:, positions - self.margin :].mean(dim=1) - foretold) @ self.directions
+        return states + torch.einsum("bk,krd->brd", deviation, self.states[3:]), self.mixing[positions:]
 
 
 def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,15 +281,16 @@ class InferenceLayer:
             return self
         return self.renewed(layer)
 
-    def forward(self, layer: WhisperEncoderLayer, hidden_states: torch.Tensor, padding: Padding = None) -> torch.Tensor:
-        """Takes and gives hidden states of shape `(batch_size, positions, d_model)`; padding is of `PaddingStates`."""
+    def forward(self, layer: Any, hidden_states: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
+        """Takes and gives hidden states of shape `(batch_size, positions, d_model)`, followed by what is known."""
         hidden_states = hidden_states.contiguous()  # the convolutions leave channels first, which all layers would copy
-        hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states), padding)
+        hidden_states = hidden_states + self.attention(layer, layer.self_attn_layer_norm(hidden_states), coefficients)
         hidden = self.products["fc1"](layer.final_layer_norm(hidden_states), gelu=True)
         return within_range(hidden_states + self.products["fc2"](hidden))
 
-    def attention(self, layer: WhisperEncoderLayer, x: torch.Tensor, padding: Padding) -> torch.Tensor:
+    def attention(self, layer: Any, x: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
         """Takes x of shape `(batch_size, positions, d_model)`, and gives the same shape."""
+        padding = None if coefficients is None else layer.padding_states(x, coefficients)
         inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x if padding is None else torch.cat([x, padding[0]], 1))
         if self.shared:
             inputs.update(zip(self.shared, self.first(inputs["q_proj"]).split(self.widths, dim=-1), strict=True))

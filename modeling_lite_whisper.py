@@ -68,9 +68,9 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
             setattr(parent, projection, LowRankLinear(dense.in_features, dense.out_features, rank))
         self.padding_states: Any = PaddingStates(config) if config.constant_padding else None
         self.inference: InferenceLayer | None = None  # see LiteWhisperEncoder.optimize_for_inference
-        self.register_load_state_dict_post_hook(_derive_after_loading)
+        self.register_load_state_dict_post_hook(LiteWhisperEncoderLayer.derive)
 
-    def derive(self) -> None:
+    def derive(self, *_: Any) -> None:
         """Derives from the weights as they are now what inference computes with, where it can."""
         if self.inference is not None:
             self.inference = self.inference.renewed(self)
@@ -100,22 +100,21 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
         masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
         # Other attention than torch's, such as eager attention, may be asked for what that does not return.
         other = getattr(self.self_attn.config, "_attn_implementation", None) != "sdpa"
-        asked = masked or kwargs.get("output_attentions") or other
-        plain = self.training or torch.is_grad_enabled() or asked
+        plain = self.training or torch.is_grad_enabled() or masked or kwargs.get("output_attentions") or other
         if not plain and self.inference is not None:
             self.inference = self.inference.current(self)
-        padding = None if coefficients is None else self.padding_states(hidden_states.shape[1], coefficients)
         if not plain and self.inference is not None:
-            hidden_states = self.inference.forward(self, hidden_states, padding)
-        elif padding is not None:
-            return self.with_padding(hidden_states, *padding)
+            hidden_states = self.inference.forward(self, hidden_states, coefficients)
+        elif coefficients is not None:
+            return self.with_padding(hidden_states, coefficients)
         else:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)  # type: ignore[arg-type]
         return (hidden_states, None) if "layer_head_mask" in kwargs else hidden_states  # a tuple up to transformers 4
 
-    def with_padding(self, hidden_states: torch.Tensor, states: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+    def with_padding(self, hidden_states: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """As in Whisper, without dropout; attention sees the padding too, see `PaddingStates`."""
         attention, x = self.self_attn, self.self_attn_layer_norm(hidden_states)
+        states, mixing = self.padding_states(x, coefficients)
         inputs = torch.cat([x, states], dim=1)
         key, value = (followed_by_padding(of(inputs), mixing) for of in (attention.k_proj, attention.v_proj))
         heads = (y.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for y in (attention.q_proj(x), key, value))
@@ -123,10 +122,6 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
         hidden_states = hidden_states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
         hidden = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
         return within_range(hidden_states + self.fc2(hidden))
-
-
-def _derive_after_loading(layer: LiteWhisperEncoderLayer, _: object) -> None:
-    layer.derive()
 
 
 class CompleteWeights:
@@ -202,7 +197,7 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         for layer in self.layers:
             hidden_states = layer(hidden_states, coefficients=coefficients)
         output = self.layer_norm(hidden_states)
-        states, mixing = (part.to(output.device) for part in self.padding_states(positions, coefficients))
+        states, mixing = (part.to(output.device) for part in self.padding_states(output, coefficients))
         return followed_by_padding(torch.cat([output, states], dim=1), mixing)
 
     def optimize_for_inference(self, enabled: bool = True, batch_size: int = 1) -> "LiteWhisperEncoder":
@@ -211,11 +206,11 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
 
         The weights, and what is saved, stay as they are. Beside them there are then the first factors of q, k and v
         once more, what attention in the reduced dimension needs, and the dense products of those pairs that take longer
-        than these on this device at this batch size, which is measured (a few seconds). All of this follows the model
-        to other devices and dtypes, through training, `load_state_dict` and changes of weights in place. The plain
-        layers compute in training, outside `torch.no_grad()` and where weights have been replaced; so merge adapters
-        first. What torch does not count as a change of a weight is not noticed: one through `.data`, one of a weight
-        made in `torch.inference_mode()`, and one under a compiled encoder; so call this again after such a change.
+        than these on this device at this batch size, which is measured (a few seconds). All of it follows the model to
+        other devices and dtypes, through training, `load_state_dict` and changes of weights in place. Plain layers
+        compute in training, outside `torch.no_grad()` and where weights have been replaced; so merge adapters first.
+        Call this again after a change that torch does not count: one through `.data`, one of a weight made in
+        `torch.inference_mode()`, and one under a compiled encoder.
 
         `enabled=False` undoes it; `batch_size` windows will run at once. Raises `ValueError` where a projection is
         neither a linear layer nor a low-rank pair, or its weights are not in memory.
@@ -313,10 +308,9 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
         encoder, temperatures, segments = self.model.encoder, kwargs["temperatures"], kwargs["segment_input"]
         if len(temperatures) < 2 or not encoder.uses_constant_padding or encoder.known_padding(segments) is None:
             return super().generate_with_fallback(*args, **kwargs)
-        kwargs["temperatures"] = (temperatures[0], *temperatures)
         after_one_pass = encoder.register_forward_hook(lambda *_: encoder.use_constant_padding(False) and None)
         try:
-            return super().generate_with_fallback(*args, **kwargs)
+            return super().generate_with_fallback(*args, **kwargs | {"temperatures": (temperatures[0], *temperatures)})
         finally:
             after_one_pass.remove()
             encoder.use_constant_padding()
@@ -326,9 +320,8 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
         """
         Multiplies every pair out, for programs that know no low-rank layer; what is known of padding is left out.
 
-        The bias of a compressed `k_proj` is dropped, since Whisper has none there: it adds the same number to a query's
-        score of every key, which cancels in the softmax. The stock Whisper has the same outputs, in the same dtype, on
-        the same device; no memory is shared.
+        The bias of a compressed `k_proj`, where Whisper has none, is dropped: the number that it adds to a query's
+        scores cancels in the softmax. Outputs, dtype and device stay the same; no memory is shared.
         """
         ours = ("architectures", "auto_map", "low_rank_config", "constant_padding", "model_type")
         config = WhisperConfig(**{name: value for name, value in self.config.to_dict().items() if name not in ours})

@@ -161,6 +161,12 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="then train the factors for so long to agree with the base model; see also lite-whisper recover",
     )
+    parser.add_argument(
+        "--constant-padding",
+        action=argparse.BooleanOptionalAction,
+        help="then let the result learn what it computes at the silence behind a clip, so that short clips take less; "
+        "see also lite-whisper pad (default with --ratio 1)",
+    )
 
 
 def fill_in(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -191,6 +197,8 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         parser.error("--private, --revision, --create-pr and --dry-run go with --push-to-hub")
     if arguments.sweep and arguments.recover:
         parser.error("--recover trains one result, and --sweep measures several; leave one out")
+    if arguments.sweep and arguments.constant_padding:
+        parser.error("--constant-padding is learnt by one result, and --sweep measures several; leave one out")
     if arguments.sweep and not arguments.evaluate:
         parser.error("--sweep compresses --model to several sizes and measures them on --evaluate; name both")
     if arguments.sweep and (arguments.recipe == "liteasr" or arguments.cost == "time"):

@@ -1,4 +1,4 @@
-"""A conversion from beginning to end: calibrate, compress, recover, measure, save."""
+"""A conversion from beginning to end: calibrate, compress, recover, learn the padding, measure, save."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from ..models.folders import fingerprint, load_base_model, load_processor
 from ..training.recovery import Recovery, recover
 from .calibration import Calibration, calibrate
 from .measurement import Figures, clips_to_transcribe, measure
+from .padding import learn_from_audio
 from .recipes import Account, check_feasible, compress_liteasr, compress_loss_aware
 from .saving import base_card, check_output, save_model_folder
 from .settings import ConversionSettings
@@ -90,6 +91,17 @@ def convert(settings: ConversionSettings) -> Conversion:
         if settings.recover and any(lite.config.low_rank_config or []):
             account["recovery"] = _recovered(settings, lite, base, account, work / "recovery")
             base.model.to(device)  # type: ignore[arg-type]
+        if settings.constant_padding:
+            assert settings.dataset is not None and settings.noise is not None
+            learn_from_audio(
+                lite.float(),
+                base.processor.feature_extractor,
+                settings.dataset,
+                settings.num_samples,
+                settings.batch_size,
+                settings.noise,
+                settings.seed,
+            )
         before, after = (measure(model, base.processor, clips, settings, base.dtype) for model in (base.model, lite))
         report = _report(settings, lite, base, account) | {"before": before, "after": after, "versions": _versions()}
         if is_main_process():

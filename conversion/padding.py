@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import WhisperFeatureExtractor
+
 from ..audio import AudioDataset
 from ..audio.windows import feature_batches
 from ..common.errors import InputError
@@ -45,6 +47,33 @@ class PaddingSettings:
     device: str | None = None
 
 
+def learn_from_audio(
+    model: LiteWhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    dataset: Sequence[str],
+    num_samples: int,
+    batch_size: int,
+    noise: Noise,
+    seed: int,
+) -> None:
+    """
+    Lets a model learn its padding, in place, from audio as `PaddingSettings` has it; one that knew it learns it anew.
+
+    Args:
+        model (`LiteWhisperForConditionalGeneration`): in fp32, on the device to compute on.
+        extractor (`WhisperFeatureExtractor`): its own.
+        dataset (`Sequence[str]`): audio without transcripts.
+        num_samples (`int`): windows of audio.
+        batch_size (`int`): windows that run at once.
+        noise (`tuple`): range of signal-to-noise ratios in dB.
+        seed (`int`): of the samples, the noise, and the lengths and loudness that they are given.
+    """
+    windows = feature_batches(AudioDataset(dataset, seed=seed), extractor, num_samples, batch_size, noise, seed)
+    enabled = not model.config.constant_padding or model.config.constant_padding["enabled"]
+    add_padding(model, learn_padding(model, list(shard(windows)), seed))
+    model.use_constant_padding(enabled)
+
+
 def pad_model(settings: PaddingSettings) -> int:
     """
     Learns what a model computes at padded positions, and writes the model with it as a model folder.
@@ -69,10 +98,15 @@ def pad_model(settings: PaddingSettings) -> int:
         model = empty_lite_model(model, [{} for _ in model.get_encoder().layers])
     before = encoder_parameters(model)
     model.float().to(device)  # type: ignore[arg-type]
-    audio = AudioDataset(settings.dataset, seed=settings.seed)
-    count, size = settings.num_samples, settings.batch_size
-    windows = feature_batches(audio, processor.feature_extractor, count, size, settings.noise, settings.seed)
-    add_padding(model, learn_padding(model, list(shard(windows)), settings.seed))
+    learn_from_audio(
+        model,
+        processor.feature_extractor,
+        settings.dataset,
+        settings.num_samples,
+        settings.batch_size,
+        settings.noise,
+        settings.seed,
+    )
     added = encoder_parameters(model) - before
     if report and "after" in report:
         for size_of, each in (

@@ -12,6 +12,7 @@ from ..models.compression_json import public_name, read_compression
 from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
 from ..publishing.card import rendered_card
 from ..training.recovery import Recovery, recover
+from .padding import learn_from_audio
 from .saving import check_output, save_model_folder
 
 
@@ -47,6 +48,8 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
     """
     Trains a compressed model to agree with the model before compression, and writes the result as a model folder.
 
+    A model that knows its padding learns it anew.
+
     Args:
         settings (`RecoverySettings`): what to do.
 
@@ -79,6 +82,16 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
             origin | {"datasets": datasets},
             settings.bf16,
         )
+        if student.config.constant_padding:  # the silence has become another one
+            learn_from_audio(
+                student,
+                load_processor(files).feature_extractor,
+                settings.dataset,
+                settings.num_samples,
+                settings.training.batch_size,
+                settings.training.noise,
+                settings.training.seed,
+            )
         report = {
             "base_model": public_name(teacher_name),
             "low_rank_config": student.config.low_rank_config,

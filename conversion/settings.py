@@ -54,6 +54,9 @@ class ConversionSettings:
         evaluate (`Sequence[str]`): transcribed before and after, for word error rate and encoder time.
         normalizer (`str`): of the texts, one of `NORMALIZERS`.
         recover (`float`, *optional*): minutes for which the factors are then trained to agree with the base model.
+        constant_padding (`bool`, *optional*):
+            Whether the result then learns what it computes at the silence behind a clip, from the same audio, as
+            `pad_model` does. What it keeps of that comes on top of the size. By default where the ratio is 1.
 
     Raises:
         InputError: something is missing, or settings exclude each other.
@@ -82,6 +85,7 @@ class ConversionSettings:
     evaluate: Sequence[str] = ()
     normalizer: str = "basic"
     recover: float | None = None
+    constant_padding: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -90,6 +94,8 @@ class ConversionSettings:
             raise InputError("calibration audio is needed, like that of the use to come", setting="dataset")
         if self.recover is not None and self.dataset is None:
             raise InputError("recovery trains on the calibration audio; name it", setting="dataset")
+        if self.constant_padding and self.dataset is None:
+            raise InputError("the padding is learnt from the calibration audio; name it", setting="dataset")
 
     def _check_sizes(self) -> None:
         """Refuses what does not go together, as it was given."""
@@ -120,6 +126,7 @@ class ConversionSettings:
             cost=self.cost or ("time" if self.target_speedup else "parameters"),
             noise=(() if published else NOISE) if self.noise is None else self.noise,
             thresholds=(self.thresholds or THRESHOLDS) if published else None,
+            constant_padding=self.ratio == 1 if self.constant_padding is None else self.constant_padding,
         )
 
     def _set(self, **values: Any) -> None:

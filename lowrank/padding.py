@@ -1,22 +1,22 @@
 """What the encoder computes at padded positions, as tables of limited rank; see section 8 of the method."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import tqdm
-from torch import nn
 
 from ..common.errors import InputError
-from ..common.processes import all_reduce, global_index
-from ..inference_lite_whisper import LEAST_FILLED, LOUDEST_FLOOR, PaddingStates, end_of_sound
+from ..common.processes import all_gather, all_reduce, global_index
+from ..inference_lite_whisper import DIRECTIONS, LEAST_FILLED, LOUDEST_FLOOR, PaddingStates, end_of_sound
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 
 MARGIN = 48  # positions after the end of the sound; chosen on calibration clips, see the page on the method
 RANK = 65  # of which one is zero; chosen likewise
 CLIPS = 240  # at the least, cut from the calibration windows
 QUIETEST_FLOOR = -1.5  # of features: 1e-10 in log-mel
-RIDGE = 1.0  # clips' worth of doubt that a state depends on its clip
+RIDGE = 10.0  # clips' worth of doubt that a state depends on its clip
+DAMPING = 0.1  # of the covariance of deviations, as a fraction of its mean eigenvalue
 
 
 @dataclass
@@ -38,57 +38,107 @@ class PaddingSums:
         shape = (positions, coefficients)
         return cls(torch.zeros(*shape, coefficients, device=device), torch.zeros(*shape, d_model, device=device))
 
-    def update(self, states: torch.Tensor, coefficients: torch.Tensor, starts: torch.Tensor) -> None:
+    def update(self, states: torch.Tensor, coefficients: torch.Tensor, start: int) -> None:
         """
-        Adds clips.
+        Adds a clip.
 
         Args:
-            states (`torch.Tensor` of shape `(clips, positions, d_model)`): what was computed.
-            coefficients (`torch.Tensor` of shape `(clips, coefficients)`): of the clips; the first is 1.
-            starts (`torch.Tensor` of shape `(clips,)`): the position from which on they are padding.
+            states (`torch.Tensor` of shape `(positions, d_model)`): what was computed.
+            coefficients (`torch.Tensor` of shape `(coefficients,)`): of the clip.
+            start (`int`): the position from which on states count.
         """
-        padded = torch.arange(states.shape[1], device=states.device) >= starts[:, None]
-        weighted = coefficients[:, None] * padded[..., None]
-        self.gram += torch.einsum("cta,cb->tab", weighted, coefficients)
-        self.moment += torch.einsum("cta,ctd->tad", weighted, states.float())
+        self.gram[start:] += torch.outer(coefficients, coefficients)
+        self.moment[start:] += coefficients[:, None] * states[start:, None].float()
 
     def of_all_processes(self) -> "PaddingSums":
         """The sums over the clips of all processes."""
         return PaddingSums(all_reduce(self.gram), all_reduce(self.moment))
 
 
-def tables_of_limited_rank(sums: PaddingSums, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The affine functions of a clip's coefficients that predict its states best, as combinations of a few states.
+@dataclass(frozen=True)
+class PaddingTables:
+    """What `PaddingStates` holds, under the same names and with the same shapes, in float32."""
 
-    With f the coefficients, L L^T their mean f f^T over all positions and u = L^-1 f, of which the first is 1 and the
-    others have no mean, unit variance and no correlation, the state at a position is regressed on u, and held to its
-    mean by a ridge. The tables of all coefficients, side by side, are then cut to their leading singular vectors: what
-    this adds to the error is least in the mean over clips, as E[u u^T] = 1. A last state of zero makes the weights of
-    every position add up to one, so that what is affine in the states is the same combination of that of the few.
+    mixing: torch.Tensor
+    states: torch.Tensor
+    directions: torch.Tensor
+
+
+def regression(sums: PaddingSums, constant: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The linear functions of a clip's coefficients that predict its states best, at every position by itself.
+
+    With f the coefficients, L L^T their mean f f^T over clips and positions and u = L^-1 f, the state at a position is
+    regressed on u, and held to zero by a ridge; where the first of f is 1, so is the first of u, whose table is the
+    mean, and is not held.
 
     Args:
         sums (`PaddingSums`): over the calibration clips.
-        rank (`int`): how many states, that of zero included.
+        constant (`bool`): whether the first coefficient is 1.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: the weights, of shape `(positions, rank)`, and the states by coefficient,
-        of shape `(coefficients, rank, d_model)`; in float32. Positions that were never padded have the state zero.
+        `tuple[torch.Tensor, torch.Tensor]`: the tables for u, of shape `(positions, coefficients, d_model)`, zero at
+        positions that were never padded, and L^-1, of shape `(coefficients, coefficients)`; in float64.
     """
     gram, moment = sums.gram.double(), sums.moment.double()
     total = gram.sum(dim=0)
-    whiten = torch.linalg.inv(torch.linalg.cholesky(total / total[0, 0]))
-    ridge = RIDGE * torch.eye(len(total), dtype=gram.dtype, device=gram.device)
-    ridge[0, 0] = 1e-6  # only for positions that no clip reached
-    tables = torch.linalg.solve(whiten @ gram @ whiten.t() + ridge, whiten @ moment)
+    identity = torch.eye(len(total), dtype=total.dtype, device=total.device)
+    ridge, mean = RIDGE * identity, total / total.diagonal().mean().clamp(min=1e-12)
+    if constant:
+        mean = total / total[0, 0]
+        ridge[0, 0] = 1e-6  # only for positions that no clip reached
+    else:
+        mean += 1e-6 * identity  # there may be fewer clips than coefficients
+    whiten = torch.linalg.inv(torch.linalg.cholesky(mean))
+    return torch.linalg.solve(whiten @ gram @ whiten.t() + ridge, whiten @ moment), whiten
+
+
+def of_limited_rank(tables: torch.Tensor, whiten: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Linear functions of a clip's coefficients as combinations of a few states, with the least error in the mean.
+
+    The tables of all coefficients u, side by side, are cut to their leading left singular vectors: what this adds to
+    the error is least, as E[u u^T] = 1. A last state of zero makes the weights of every position add up to one, so that
+    what is affine in the states is the same combination of that of the few.
+
+    Args:
+        tables (`torch.Tensor` of shape `(positions, coefficients, d_model)`): from `regression`.
+        whiten (`torch.Tensor` of shape `(coefficients, coefficients)`): likewise.
+        rank (`int`): how many states, that of zero included.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: the weights, of shape `(positions, rank)`, and the states by coefficient f,
+        of shape `(coefficients, rank, d_model)`; in float32.
+    """
     side_by_side = tables.flatten(start_dim=1)
-    left, values, right = torch.linalg.svd(side_by_side, full_matrices=False)
-    kept = rank - 1
+    left = torch.linalg.eigh(side_by_side @ side_by_side.t()).eigenvectors.flip(1)[:, : rank - 1]
     scale = len(left) ** 0.5  # weights and states of about the size of the latter, for the sake of fp16
-    mixing, states = left[:, :kept] * scale, values[:kept, None] * right[:kept] / scale
+    mixing, states = left * scale, left.t() @ side_by_side / scale
     mixing = torch.cat([mixing, 1 - mixing.sum(dim=1, keepdim=True)], dim=1)
     states = torch.cat([states, torch.zeros_like(states[:1])]).unflatten(1, tables.shape[1:])
     return mixing.float(), torch.einsum("ab,rad->brd", whiten, states).float()
+
+
+def telling_directions(near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
+    """
+    The directions in which deviations of some states tell most of those of others: a reduced-rank ridge regression.
+
+    Args:
+        near (`torch.Tensor` of shape `(clips, d_model)`): what they are told by.
+        far (`torch.Tensor` of shape `(clips, d_model)`): what they tell.
+
+    Returns:
+        `torch.Tensor` of shape `(d_model, DIRECTIONS)`; what they give for `near` has unit variance, or is zero.
+    """
+    near, far = near.double(), far.double()
+    covariance = near.t() @ near
+    damping = (DAMPING * covariance.diagonal().mean()).clamp(min=1e-12)
+    coefficients = torch.linalg.solve(covariance + damping * torch.eye(len(covariance)).to(covariance), near.t() @ far)
+    right = torch.linalg.svd(near @ coefficients, full_matrices=False).Vh[:DIRECTIONS]
+    directions = coefficients @ right.t()
+    spread = (near @ directions).square().mean(dim=0).sqrt()
+    directions = torch.where(spread > 1e-6 * spread.max(), directions / spread, 0)
+    return torch.nn.functional.pad(directions, (0, DIRECTIONS - directions.shape[1])).float()
 
 
 def padded_clips(features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -120,80 +170,146 @@ def padded_clips(features: torch.Tensor, generator: torch.Generator) -> torch.Te
     return clips
 
 
+@dataclass(frozen=True)
+class _Clip:
+    """The coefficients of a clip, of shape `(3,)`, and how many positions are computed where it is used."""
+
+    coefficients: torch.Tensor
+    positions: int
+
+
+Observe = Callable[[int, int, torch.Tensor, _Clip], None]
+"""Takes the numbers of a module and a clip, the states of shape `(positions, d_model)`, and the clip."""
+
+
 @torch.no_grad()
 def learn_padding(
-    model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int = 0
-) -> list[PaddingSums]:
+    model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int = 0, rank: int = RANK
+) -> list[PaddingTables]:
     """
-    Runs clips of all lengths through the encoder and sums what it computes at their padded positions.
+    Runs clips of all lengths through the encoder, twice, and finds what foretells the states at their padded positions.
 
-    Time: a forward pass of the encoder for each of at least `CLIPS` clips. Memory: a table of three coefficients by
-    d_model at each position, for each layer and the output, in float32 (0.8 GB for large-v3). Several processes share
-    the batches, and all get the sums over all clips.
+    In the first pass these are the coefficients of `end_of_sound`; what is left then is foretold by how far the last
+    positions before the padding that is known are from what is foretold of them.
+
+    Time: two forward passes of the encoder for each of at least `CLIPS` clips. Memory: for each layer and the output a
+    table of d_model at each position for each of `DIRECTIONS` coefficients, in float32 (4 GB for large-v3). Several
+    processes share the batches, and all get the same.
 
     Args:
         model (`LiteWhisperForConditionalGeneration`): whose padding is to be known, as it will be used.
         batches (`Sequence[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
         seed (`int`, *optional*, defaults to 0): of lengths and loudness.
+        rank (`int`, *optional*, defaults to `RANK`): of the tables, at the most.
 
     Returns:
-        `list[PaddingSums]`: of what enters k and v of each encoder layer, and of the encoder's output.
+        `list[PaddingTables]`: of what enters k and v of each encoder layer, and of the encoder's output.
 
     Raises:
         InputError: there is no audio.
     """
-    encoder, config = model.get_encoder(), model.config
-    windows = int(all_reduce(torch.tensor(sum(map(len, batches)), device=model.device)))
+    config, device = model.config, model.device
+    windows = int(all_reduce(torch.tensor(sum(map(len, batches)), device=device)))
     if not windows:
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
-    positions, modules = config.max_source_positions, [layer.self_attn_layer_norm for layer in encoder.layers]
-    sums = [PaddingSums.zeros(positions, 3, config.d_model, model.device) for _ in (*modules, encoder)]
-    clip: dict[str, torch.Tensor] = {}
-
-    def observe(module: nn.Module, total: PaddingSums) -> torch.utils.hooks.RemovableHandle:
-        return module.register_forward_hook(
-            lambda _, inputs, output: total.update(output[0] if module is encoder else output, **clip)
-        )
-
+    shape, modules = (config.max_source_positions, config.d_model), range(config.encoder_layers + 1)
     rounds = -(-CLIPS // windows)
-    used, training = encoder.uses_constant_padding, model.training
-    hooks = [observe(module, total) for module, total in zip((*modules, encoder), sums, strict=True)]
+    sums = [PaddingSums.zeros(shape[0], 3, shape[1], device) for _ in modules]
+    means: list[list[tuple[_Clip, torch.Tensor, torch.Tensor]]] = [[] for _ in modules]
+
+    def observe(module: int, number: int, states: torch.Tensor, clip: _Clip) -> None:
+        sums[module].update(states, clip.coefficients, clip.positions)
+        last, following = states[clip.positions - MARGIN : clip.positions], states[clip.positions :]
+        means[module].append((clip, last.float().mean(dim=0), following.float().mean(dim=0)))
+
+    _observe_clips(model, list(batches) * rounds, seed, observe)
+    known = [regression(total.of_all_processes(), constant=True) for total in sums]
+    affine = [torch.einsum("tad,ab->tbd", *of_module).float() for of_module in known]
+    deviations = [
+        [_deviations(table, *of_clip) for of_clip in of_module] for table, of_module in zip(affine, means, strict=True)
+    ]
+    directions = [_directions(of_module).to(device) for of_module in deviations]
+    sums = [PaddingSums.zeros(shape[0], DIRECTIONS, shape[1], device) for _ in modules]
+
+    def observe_the_rest(module: int, number: int, states: torch.Tensor, clip: _Clip) -> None:
+        rest = states.float() - torch.einsum("k,tkd->td", clip.coefficients, affine[module])
+        sums[module].update(rest, deviations[module][number][0] @ directions[module], clip.positions)
+
+    _observe_clips(model, list(batches) * rounds, seed, observe_the_rest)
+    learnt = []
+    for of_module, total, (tables, whiten) in zip(directions, sums, known, strict=True):
+        more, whiten_more = regression(total.of_all_processes(), constant=False)
+        both = torch.cat([tables, more], dim=1), torch.block_diag(whiten, whiten_more)
+        learnt.append(PaddingTables(*of_limited_rank(*both, min(rank, shape[0])), of_module))
+    return learnt
+
+
+def _observe_clips(
+    model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int, observe: Observe
+) -> None:
+    """
+    Runs clips cut from the batches through the encoder, all positions computed, and shows what comes of each.
+
+    In every other batch a clip's positions are those that the longest clip needs, as in use, else its own.
+    """
+    encoder, config = model.get_encoder(), model.config
+    found: list[torch.Tensor] = []
+    norms = [layer.self_attn_layer_norm for layer in encoder.layers]
+    hooks = [norm.register_forward_hook(lambda module, inputs, output: found.append(output)) for norm in norms]
+    before, training, number = config.constant_padding, model.training, 0
+    config.constant_padding = {"rank": 1, "margin": MARGIN, "enabled": False}
     try:
         model.eval()
-        encoder.use_constant_padding(False)
-        with tqdm(desc="padding", unit="clip", total=rounds * sum(map(len, batches))) as progress:
-            for index, batch in enumerate(list(batches) * rounds):
-                generator = torch.Generator().manual_seed(seed + global_index(index))
-                features = padded_clips(batch, generator)
-                frames, coefficients = end_of_sound(features)
-                starts = -(-frames // 2) + MARGIN
-                clip.update(coefficients=coefficients.to(model.device), starts=starts.to(model.device))
-                encoder(features.to(device=model.device, dtype=model.dtype))
+        with tqdm(desc="padding", unit="clip", total=sum(map(len, batches))) as progress:
+            for index, batch in enumerate(batches):
+                place = global_index(index)
+                features = padded_clips(batch, torch.Generator().manual_seed(seed + place))
+                found.clear()
+                output = encoder(features.to(device=model.device, dtype=model.dtype))[0]
+                together = encoder.known_padding(features) if place % 2 else None
+                for row in range(len(features)):
+                    own = encoder.known_padding(features[row : row + 1])
+                    if own is not None:
+                        positions, coefficients = together[0] if together else own[0], own[1][0].to(model.device)
+                        for module, states in enumerate((*found, output)):
+                            observe(module, number, states[row], _Clip(coefficients, positions))
+                        number += 1
                 progress.update(len(batch))
     finally:
         for hook in hooks:
             hook.remove()
+        config.constant_padding = before
         model.train(training)
-        if used:
-            encoder.use_constant_padding()
-    return [total.of_all_processes() for total in sums]
+
+
+def _deviations(
+    table: torch.Tensor, clip: _Clip, last: torch.Tensor, following: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far the mean states of the last positions that are computed, and of those that follow, are from the table."""
+    parts = table[clip.positions - MARGIN : clip.positions], table[clip.positions :]
+    near, far = (clip.coefficients @ part.mean(dim=0) for part in parts)
+    return last - near, following - far
+
+
+def _directions(deviations: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """`telling_directions` of the clips of all processes."""
+    near, far = zip(*all_gather([(one.cpu(), other.cpu()) for one, other in deviations]), strict=True)
+    return telling_directions(torch.stack(near), torch.stack(far))
 
 
 @torch.no_grad()
-def add_padding(model: LiteWhisperForConditionalGeneration, sums: Sequence[PaddingSums], rank: int = RANK) -> None:
+def add_padding(model: LiteWhisperForConditionalGeneration, learnt: Sequence[PaddingTables]) -> None:
     """
     Lets a model know its padding, in place, and use it from then on.
 
     Args:
         model (`LiteWhisperForConditionalGeneration`): which may know it already; that is replaced.
-        sums (`Sequence[PaddingSums]`): from `learn_padding`.
-        rank (`int`, *optional*, defaults to `RANK`): of the tables, at the most, see `tables_of_limited_rank`.
+        learnt (`Sequence[PaddingTables]`): from `learn_padding`.
     """
     encoder, config = model.get_encoder(), model.config
-    rank = min(rank, config.max_source_positions)
-    config.constant_padding = {"rank": rank, "margin": MARGIN, "enabled": True}
-    for module, of_module in zip((*encoder.layers, encoder), sums, strict=True):
+    config.constant_padding = {"rank": learnt[0].mixing.shape[1], "margin": MARGIN, "enabled": True}
+    for module, tables in zip((*encoder.layers, encoder), learnt, strict=True):
         module.padding_states = PaddingStates(config).to(device=model.device, dtype=model.dtype)
-        mixing, states = tables_of_limited_rank(of_module, rank)
-        module.padding_states.mixing.copy_(mixing)
-        module.padding_states.states.copy_(states)
+        module.padding_states.mixing.copy_(tables.mixing)
+        module.padding_states.states.copy_(tables.states)
+        module.padding_states.directions.copy_(tables.directions)

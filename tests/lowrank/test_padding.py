@@ -5,9 +5,18 @@ import torch
 from random_models import SIZES, encode, random_model
 from torch.nn import functional as F
 
-from lite_whisper.inference_lite_whisper import end_of_sound
+from lite_whisper.inference_lite_whisper import DIRECTIONS, end_of_sound
 from lite_whisper.lowrank import padding
-from lite_whisper.lowrank.padding import PaddingSums, add_padding, learn_padding, padded_clips, tables_of_limited_rank
+from lite_whisper.lowrank.padding import (
+    PaddingSums,
+    PaddingTables,
+    add_padding,
+    learn_padding,
+    of_limited_rank,
+    padded_clips,
+    regression,
+    telling_directions,
+)
 
 POSITIONS, D_MODEL = SIZES["max_source_positions"], SIZES["d_model"]
 RANKS = [{"q_proj": 8, "k_proj": 8, "v_proj": 8, "fc1": 24}, {"v_proj": 40}]
@@ -34,24 +43,43 @@ def short_clips(*frames: int) -> torch.Tensor:
     return features
 
 
-def random_sums(clips: int) -> tuple[PaddingSums, torch.Tensor, torch.Tensor]:
-    """States that are affine in the coefficients of the clips but for a little noise."""
+def sums_of(states: torch.Tensor, coefficients: torch.Tensor) -> PaddingSums:
+    """Of clips that are padding from the first position on."""
+    sums = PaddingSums.zeros(states.shape[1], coefficients.shape[1], states.shape[2], torch.device("cpu"))
+    for of_clip, row in zip(states, coefficients, strict=True):
+        sums.update(of_clip, row, 0)
+    return sums
+
+
+def combined(mixing: torch.Tensor, states: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """What tables of limited rank say of clips, of shape `(clips, positions, d_model)`."""
+    return torch.einsum("tr,cf,frd->ctd", mixing, coefficients, states)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_tables_of_full_rank_predict_linear_states(constant: bool, monkeypatch) -> None:
+    monkeypatch.setattr(padding, "RIDGE", 1e-6)
     generator = torch.Generator().manual_seed(1)
-    coefficients = torch.cat([torch.ones(clips, 1), torch.randn(clips, 2, generator=generator) + 3], dim=1)
+    coefficients = torch.randn(50, 3, generator=generator) + 3
+    if constant:
+        coefficients[:, 0] = 1
     tables = torch.randn(POSITIONS, 3, D_MODEL, generator=generator)
     states = torch.einsum("cf,tfd->ctd", coefficients, tables)
-    sums = PaddingSums.zeros(POSITIONS, 3, D_MODEL, torch.device("cpu"))
-    sums.update(states, coefficients, torch.zeros(clips, dtype=torch.long))
-    return sums, coefficients, states
-
-
-def test_tables_of_full_rank_predict_affine_states(monkeypatch) -> None:
-    monkeypatch.setattr(padding, "RIDGE", 1e-6)
-    sums, coefficients, states = random_sums(50)
-    mixing, few = tables_of_limited_rank(sums, POSITIONS + 1)
-    predicted = torch.einsum("tr,crd->ctd", mixing, torch.einsum("cf,frd->crd", coefficients, few))
-    torch.testing.assert_close(predicted, states, rtol=1e-3, atol=1e-3)
+    mixing, few = of_limited_rank(*regression(sums_of(states, coefficients), constant), POSITIONS + 1)
+    torch.testing.assert_close(combined(mixing, few, coefficients), states, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(mixing.sum(dim=1), torch.ones(POSITIONS))
+
+
+def test_positions_before_the_start_do_not_count() -> None:
+    coefficients = torch.tensor([[1.0, 0.5], [1.0, -0.5], [1.0, 0.25]])
+    sums = PaddingSums.zeros(POSITIONS, 2, D_MODEL, torch.device("cpu"))
+    for start, row in zip((5, 9, 12), coefficients, strict=True):
+        states = torch.full((POSITIONS, D_MODEL), torch.nan)
+        states[start:] = 7.0
+        sums.update(states, row, start)
+    tables, _ = regression(sums, constant=True)
+    assert tables[:5].abs().max() < 1e-9
+    torch.testing.assert_close(tables[5:, 0], torch.full((POSITIONS - 5, D_MODEL), 7.0).double(), rtol=1e-3, atol=0)
 
 
 def test_a_lower_rank_loses_what_the_singular_values_say(monkeypatch) -> None:
@@ -62,12 +90,25 @@ def test_a_lower_rank_loses_what_the_singular_values_say(monkeypatch) -> None:
     white = white * white[0, 0].sign()
     tables = torch.randn(POSITIONS, 3, D_MODEL, generator=generator)
     states = torch.einsum("cf,tfd->ctd", white, tables)
-    sums = PaddingSums.zeros(POSITIONS, 3, D_MODEL, torch.device("cpu"))
-    sums.update(states, white, torch.zeros(60, dtype=torch.long))
-    mixing, few = tables_of_limited_rank(sums, 6)
-    predicted = torch.einsum("tr,crd->ctd", mixing, torch.einsum("cf,frd->crd", white, few))
+    mixing, few = of_limited_rank(*regression(sums_of(states, white), constant=True), 6)
     best = torch.linalg.svdvals(tables.flatten(start_dim=1))[5:].square().sum()
-    torch.testing.assert_close((predicted - states).square().sum() / 60, best, rtol=1e-3, atol=0)
+    error = (combined(mixing, few, white) - states).square().sum() / 60
+    torch.testing.assert_close(error, best, rtol=1e-3, atol=0)
+
+
+def test_directions_tell_what_follows_from_what_is_near(monkeypatch) -> None:
+    """Three of them suffice where three dimensions of the near decide on the far; other noise is passed over."""
+    monkeypatch.setattr(padding, "DIRECTIONS", 3)
+    generator = torch.Generator().manual_seed(3)
+    cause = torch.randn(400, 3, generator=generator)
+    near = 3 * cause @ torch.randn(3, D_MODEL, generator=generator) + torch.randn(400, D_MODEL, generator=generator)
+    far = cause @ torch.randn(3, D_MODEL, generator=generator)
+    told = near @ telling_directions(near, far)
+    torch.testing.assert_close(told.square().mean(dim=0), torch.ones(3), rtol=1e-3, atol=0)
+    left = far - told @ torch.linalg.lstsq(told, far).solution
+    assert left.square().sum() < 0.02 * far.square().sum()
+    assert telling_directions(near[:2], far[:2]).isfinite().all()
+    assert not telling_directions(torch.zeros(4, D_MODEL), torch.zeros(4, D_MODEL)).any()
 
 
 def test_the_end_of_sound_is_seen_and_silence_within_is_none() -> None:
@@ -91,23 +132,19 @@ def test_known_padding_stands_for_what_would_be_computed(optimized: bool) -> Non
     """With the very states of a clip as tables, the short way gives what the whole encoder gives."""
     model = random_model(RANKS)
     features = short_clips(16)
+    encoder, kept = model.get_encoder(), []
+    hooks = [x.self_attn_layer_norm.register_forward_hook(lambda m, i, y: kept.append(y[0])) for x in encoder.layers]
     whole = encode(model, features)
-    sums = []
-    encoder = model.get_encoder()
-    coefficients = torch.tensor([[1.0, 0.0, 0.0]])
-    kept: list[torch.Tensor] = []
-    hooks = [x.self_attn_layer_norm.register_forward_hook(lambda m, i, y: kept.append(y)) for x in encoder.layers]
-    kept.append(encode(model, features))
     for hook in hooks:
         hook.remove()
-    for states in kept:
-        total = PaddingSums.zeros(POSITIONS, 3, D_MODEL, torch.device("cpu"))
-        for other in (0.0, 1.0, -1.0):
-            for third in (0.0, 1.0, -1.0):
-                both = coefficients + torch.tensor([[0.0, other, third]])
-                total.update(states, both, torch.zeros(1, dtype=torch.long))
-        sums.append(total)
-    add_padding(model, sums, POSITIONS + 1)
+    every = torch.eye(POSITIONS + 1)[:-1]
+    learnt = []
+    for of_module in (*kept, whole[0]):
+        states = torch.zeros(3 + DIRECTIONS, POSITIONS + 1, D_MODEL)
+        states[0, :-1] = of_module
+        learnt.append(PaddingTables(every, states, torch.zeros(D_MODEL, DIRECTIONS)))
+    add_padding(model, learnt)
+    coefficients = torch.tensor([[1.0, 0.0, 0.0]])
     model.optimize_for_inference(optimized)
     seen: list[int] = []
     hook = encoder.layers[0].fc1.register_forward_hook(lambda m, i, y: seen.append(y.shape[1]))
@@ -124,7 +161,7 @@ def padded_model(monkeypatch):
     """A model that has learnt its padding."""
     monkeypatch.setattr(padding, "CLIPS", 40)
     model = random_model(RANKS)
-    add_padding(model, learn_padding(model, [speech(4), speech(4)]), 8)
+    add_padding(model, learn_padding(model, [speech(4), speech(4)], rank=8))
     return model
 
 
@@ -134,6 +171,21 @@ def test_it_is_closer_than_no_padding_at_all(padded_model) -> None:
     whole = encode(padded_model.use_constant_padding(False), features)
     assert not torch.equal(known, whole)
     assert F.mse_loss(known, whole) < 0.1 * whole.var()
+
+
+def test_what_was_computed_last_tells_more(padded_model) -> None:
+    """Of clips that were not learnt from; without the deviation the error is larger."""
+    features = speech(8).roll(3, dims=1)
+    for clip in features:
+        clip[:, 14:] = clip[:, :14].max() - 2
+        clip.clamp_(min=float(clip[0, -1]))
+    known = encode(padded_model, features)
+    encoder = padded_model.get_encoder()
+    for module in (encoder, *encoder.layers):
+        module.padding_states.directions.zero_()
+    without = encode(padded_model, features)
+    whole = encode(padded_model.use_constant_padding(False), features)
+    assert F.mse_loss(known, whole) < F.mse_loss(without, whole)
 
 
 @pytest.mark.parametrize(
