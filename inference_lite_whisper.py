@@ -20,8 +20,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 PADDING = 8  # attention kernels take heads of a multiple of this width
 LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
+LENGTHS = 30  # how many different numbers of positions are computed
 LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
-DIRECTIONS = 16  # in which the padding that is known follows the padding that was computed
+DIRECTIONS = 16  # in which the encoder's output at padding that is known follows what was computed of it
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
@@ -76,24 +77,27 @@ class PaddingStates(nn.Module):
     What the encoder computes at the positions of padding, which hardly depends on the speech before it.
 
     At position t that is a combination, of the weights `mixing[t]`, which add up to one, of `rank` states, and each of
-    these is the sum of `states[k]` times coefficient k of the clip. The first three of these are of `end_of_sound`, the
-    others say, in `directions`, how far the last positions that were computed are from what the first three foretell.
+    these is the sum of `states[k]` times coefficient k of the clip. The first three of these are of `end_of_sound`; any
+    others tell, in `directions`, how far the last positions computed are from what the first three foretell.
     """
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperConfig, directions: int = 0) -> None:
         super().__init__()
         rank, self.margin = config.constant_padding["rank"], config.constant_padding["margin"]
         self.mixing = nn.Parameter(torch.zeros(config.max_source_positions, rank), requires_grad=False)
-        self.states = nn.Parameter(torch.zeros(3 + DIRECTIONS, rank, config.d_model), requires_grad=False)
-        self.directions = nn.Parameter(torch.zeros(config.d_model, DIRECTIONS), requires_grad=False)
+        self.states = nn.Parameter(torch.zeros(3 + directions, rank, config.d_model), requires_grad=False)
+        if directions:
+            self.directions = nn.Parameter(torch.zeros(config.d_model, directions), requires_grad=False)
 
     def forward(self, computed: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The states, `(batch, rank, d_model)`, and weights, `(.., rank)`, of what follows `(batch, .., d_model)`."""
         positions = computed.shape[1]
         states = torch.einsum("bk,krd->brd", coefficients, self.states[:3])
-        foretold = self.mixing[positions - self.margin : positions].mean(dim=0) @ states
-        deviation = (computed[:, positions - self.margin :].mean(dim=1) - foretold) @ self.directions
-        return states + torch.einsum("bk,krd->brd", deviation, self.states[3:]), self.mixing[positions:]
+        if len(self.states) > 3:
+            foretold = self.mixing[positions - self.margin : positions].mean(dim=0) @ states
+            deviation = (computed[:, positions - self.margin :].mean(dim=1) - foretold) @ self.directions
+            states = states + torch.einsum("bk,krd->brd", deviation, self.states[3:])
+        return states, self.mixing[positions:]
 
 
 def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -309,11 +313,7 @@ class InferenceLayer:
 
 @torch.no_grad()
 def product_seconds(x: torch.Tensor, *widths: int) -> float:
-    """
-    The median time, in seconds, of a chain of products of two widths for a dense layer, or three for a low-rank pair.
-
-    x, of shape `(batch_size, positions)`, has the dtype and device that count.
-    """
+    """The median seconds of products of widths `(inputs, outputs)`, or with a rank between; x as in the next."""
     weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
     names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}
     timer = Timer("product(x)", globals=names, num_threads=torch.get_num_threads())
@@ -324,8 +324,8 @@ def break_even_ranks(shapes: Collection[tuple[int, int, int]], x: torch.Tensor) 
     """
     Measures from which rank on a low-rank pair takes longer than the dense product.
 
-    Takes in_features, rank and out_features of the pairs there are, and x as in `product_seconds`. Gives, by the outer
-    two, the lowest such rank of these, or infinity.
+    Takes in_features, rank and out_features of the pairs there are, and x of the dtype and device that count, of shape
+    `(batch_size, positions)`. Gives, by the outer two, the lowest such rank of these, or infinity.
     """
     result = {}
     for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:

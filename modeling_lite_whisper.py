@@ -15,6 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 
 from .configuration_lite_whisper import LiteWhisperConfig
 from .inference_lite_whisper import (
+    DIRECTIONS,
+    LENGTHS,
     LOUDEST_FLOOR,
     InferenceLayer,
     PaddingStates,
@@ -24,8 +26,6 @@ from .inference_lite_whisper import (
     projections,
     within_range,
 )
-
-LENGTHS = 30  # how many different numbers of positions are computed
 
 
 class LowRankLinear(nn.Module):
@@ -151,7 +151,7 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         self.layers = nn.ModuleList(
             LiteWhisperEncoderLayer(config, ranks) for ranks in config.low_rank_config or [{}] * encoder_layers
         )
-        self.padding_states: Any = PaddingStates(config) if config.constant_padding else None  # of the output
+        self.padding_states: Any = PaddingStates(config, DIRECTIONS) if config.constant_padding else None
         self.post_init()
 
     def forward(self, input_features: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -237,8 +237,7 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         if isinstance(module, LowRankLinear):
             module.reset_parameters(self.config.init_std)
         elif module is self.embed_positions:
-            # Whisper does it where it comes to the encoder, which transformers 5 passes over in custom code: it sees no
-            # parameters of the encoder's own.
+            # Whisper does it at the encoder, which transformers 5 passes over in custom code, without parameters.
             self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
         else:
             super()._init_weights(module)

@@ -1,6 +1,6 @@
 """What the encoder computes at padded positions, as tables of limited rank; see section 8 of the method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ class PaddingTables:
 
     mixing: torch.Tensor
     states: torch.Tensor
-    directions: torch.Tensor
+    directions: torch.Tensor | None = None
 
 
 def regression(sums: PaddingSums, constant: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,10 +178,6 @@ class _Clip:
     positions: int
 
 
-Observe = Callable[[int, int, torch.Tensor, _Clip], None]
-"""Takes the numbers of a module and a clip, the states of shape `(positions, d_model)`, and the clip."""
-
-
 @torch.no_grad()
 def learn_padding(
     model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int = 0, rank: int = RANK
@@ -189,11 +185,11 @@ def learn_padding(
     """
     Runs clips of all lengths through the encoder, twice, and finds what foretells the states at their padded positions.
 
-    In the first pass these are the coefficients of `end_of_sound`; what is left then is foretold by how far the last
-    positions before the padding that is known are from what is foretold of them.
+    In the first pass these are the coefficients of `end_of_sound`. What is left of the output is then foretold
+    by how far the last positions that are computed are from what was foretold of them.
 
-    Time: two forward passes of the encoder for each of at least `CLIPS` clips. Memory: for each layer and the output a
-    table of d_model at each position for each of `DIRECTIONS` coefficients, in float32 (4 GB for large-v3). Several
+    Time: two forward passes of the encoder for each of at least `CLIPS` clips. Memory: for each layer three numbers of
+    d_model at each position, in float32 (0.8 GB for large-v3), and `DIRECTIONS` of them for the output. Several
     processes share the batches, and all get the same.
 
     Args:
@@ -212,43 +208,38 @@ def learn_padding(
     windows = int(all_reduce(torch.tensor(sum(map(len, batches)), device=device)))
     if not windows:
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
-    shape, modules = (config.max_source_positions, config.d_model), range(config.encoder_layers + 1)
-    rounds = -(-CLIPS // windows)
-    sums = [PaddingSums.zeros(shape[0], 3, shape[1], device) for _ in modules]
-    means: list[list[tuple[_Clip, torch.Tensor, torch.Tensor]]] = [[] for _ in modules]
+    positions, rank = config.max_source_positions, min(rank, config.max_source_positions)
+    clips = list(batches) * -(-CLIPS // windows)
+    sums = [PaddingSums.zeros(positions, 3, config.d_model, device) for _ in range(config.encoder_layers + 1)]
+    means: list[tuple[_Clip, torch.Tensor, torch.Tensor]] = []
+    for clip, states in _states_of_clips(model, clips, seed):
+        for total, of_module in zip(sums, states, strict=True):
+            total.update(of_module, clip.coefficients, clip.positions)
+        last, following = states[-1][clip.positions - MARGIN : clip.positions], states[-1][clip.positions :]
+        means.append((clip, last.float().mean(dim=0), following.float().mean(dim=0)))
+    *layers, (tables, whiten) = [regression(total.of_all_processes(), constant=True) for total in sums]
 
-    def observe(module: int, number: int, states: torch.Tensor, clip: _Clip) -> None:
-        sums[module].update(states, clip.coefficients, clip.positions)
-        last, following = states[clip.positions - MARGIN : clip.positions], states[clip.positions :]
-        means[module].append((clip, last.float().mean(dim=0), following.float().mean(dim=0)))
-
-    _observe_clips(model, list(batches) * rounds, seed, observe)
-    known = [regression(total.of_all_processes(), constant=True) for total in sums]
-    affine = [torch.einsum("tad,ab->tbd", *of_module).float() for of_module in known]
-    deviations = [
-        [_deviations(table, *of_clip) for of_clip in of_module] for table, of_module in zip(affine, means, strict=True)
+    foretold = torch.einsum("tad,ab->tbd", tables, whiten).float()
+    deviations = [_deviations(foretold, *of_clip) for of_clip in means]
+    near, far = zip(*all_gather([(last.cpu(), following.cpu()) for last, following in deviations]), strict=True)
+    directions = telling_directions(torch.stack(near), torch.stack(far)).to(device)
+    rest = PaddingSums.zeros(positions, DIRECTIONS, config.d_model, device)
+    for (clip, states), (deviation, _) in zip(_states_of_clips(model, clips, seed), deviations, strict=True):
+        unexplained = states[-1].float() - torch.einsum("k,tkd->td", clip.coefficients, foretold)
+        rest.update(unexplained, deviation @ directions, clip.positions)
+    more, whiten_more = regression(rest.of_all_processes(), constant=False)
+    output = torch.cat([tables, more], dim=1), torch.block_diag(whiten, whiten_more)
+    return [
+        *(PaddingTables(*of_limited_rank(*of_layer, rank)) for of_layer in layers),
+        PaddingTables(*of_limited_rank(*output, rank), directions),
     ]
-    directions = [_directions(of_module).to(device) for of_module in deviations]
-    sums = [PaddingSums.zeros(shape[0], DIRECTIONS, shape[1], device) for _ in modules]
-
-    def observe_the_rest(module: int, number: int, states: torch.Tensor, clip: _Clip) -> None:
-        rest = states.float() - torch.einsum("k,tkd->td", clip.coefficients, affine[module])
-        sums[module].update(rest, deviations[module][number][0] @ directions[module], clip.positions)
-
-    _observe_clips(model, list(batches) * rounds, seed, observe_the_rest)
-    learnt = []
-    for of_module, total, (tables, whiten) in zip(directions, sums, known, strict=True):
-        more, whiten_more = regression(total.of_all_processes(), constant=False)
-        both = torch.cat([tables, more], dim=1), torch.block_diag(whiten, whiten_more)
-        learnt.append(PaddingTables(*of_limited_rank(*both, min(rank, shape[0])), of_module))
-    return learnt
 
 
-def _observe_clips(
-    model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int, observe: Observe
-) -> None:
+def _states_of_clips(
+    model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int
+) -> Iterator[tuple[_Clip, list[torch.Tensor]]]:
     """
-    Runs clips cut from the batches through the encoder, all positions computed, and shows what comes of each.
+    Clips cut from the batches, and what enters k and v of each layer and leaves the encoder, all positions computed.
 
     In every other batch a clip's positions are those that the longest clip needs, as in use, else its own.
     """
@@ -256,7 +247,7 @@ def _observe_clips(
     found: list[torch.Tensor] = []
     norms = [layer.self_attn_layer_norm for layer in encoder.layers]
     hooks = [norm.register_forward_hook(lambda module, inputs, output: found.append(output)) for norm in norms]
-    before, training, number = config.constant_padding, model.training, 0
+    before, training = config.constant_padding, model.training
     config.constant_padding = {"rank": 1, "margin": MARGIN, "enabled": False}
     try:
         model.eval()
@@ -270,10 +261,8 @@ def _observe_clips(
                 for row in range(len(features)):
                     own = encoder.known_padding(features[row : row + 1])
                     if own is not None:
-                        positions, coefficients = together[0] if together else own[0], own[1][0].to(model.device)
-                        for module, states in enumerate((*found, output)):
-                            observe(module, number, states[row], _Clip(coefficients, positions))
-                        number += 1
+                        clip = _Clip(own[1][0].to(model.device), (together or own)[0])
+                        yield clip, [states[row] for states in (*found, output)]
                 progress.update(len(batch))
     finally:
         for hook in hooks:
@@ -283,18 +272,12 @@ def _observe_clips(
 
 
 def _deviations(
-    table: torch.Tensor, clip: _Clip, last: torch.Tensor, following: torch.Tensor
+    foretold: torch.Tensor, clip: _Clip, last: torch.Tensor, following: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far the mean states of the last positions that are computed, and of those that follow, are from the table."""
-    parts = table[clip.positions - MARGIN : clip.positions], table[clip.positions :]
+    """How far the mean outputs at the last positions computed, and at those that follow, are from the table."""
+    parts = foretold[clip.positions - MARGIN : clip.positions], foretold[clip.positions :]
     near, far = (clip.coefficients @ part.mean(dim=0) for part in parts)
     return last - near, following - far
-
-
-def _directions(deviations: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """`telling_directions` of the clips of all processes."""
-    near, far = zip(*all_gather([(one.cpu(), other.cpu()) for one, other in deviations]), strict=True)
-    return telling_directions(torch.stack(near), torch.stack(far))
 
 
 @torch.no_grad()
@@ -309,7 +292,6 @@ def add_padding(model: LiteWhisperForConditionalGeneration, learnt: Sequence[Pad
     encoder, config = model.get_encoder(), model.config
     config.constant_padding = {"rank": learnt[0].mixing.shape[1], "margin": MARGIN, "enabled": True}
     for module, tables in zip((*encoder.layers, encoder), learnt, strict=True):
-        module.padding_states = PaddingStates(config).to(device=model.device, dtype=model.dtype)
-        module.padding_states.mixing.copy_(tables.mixing)
-        module.padding_states.states.copy_(tables.states)
-        module.padding_states.directions.copy_(tables.directions)
+        directions = 0 if tables.directions is None else tables.directions.shape[1]
+        module.padding_states = PaddingStates(config, directions).to(device=model.device, dtype=model.dtype)
+        module.padding_states.load_state_dict({name: x for name, x in vars(tables).items() if x is not None})

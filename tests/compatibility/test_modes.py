@@ -1,9 +1,11 @@
 """
 Every way of using Whisper gives with a LiteWhisper what it gives with the stock Whisper that `to_whisper` returns.
 
+Where padding is taken for constant, the stock Whisper is given the outputs of the LiteWhisper's encoder.
 Only remote code is used: nothing here imports the package, which is not even installed beside transformers 4.57.
 """
 
+import copy
 import sys
 from threading import Thread
 
@@ -86,7 +88,19 @@ GENERATE_MODES = {
 }
 
 
-@pytest.fixture(scope="module", params=["full", "compressed"])
+def with_encoder_of(stock, lite):
+    """The stock Whisper with the outputs of the other's encoder in the place of its own."""
+    encoder = copy.deepcopy(lite).get_encoder()
+    encoder.config._attn_implementation = "eager"  # as generate() sets it where it asks for weights of attention
+
+    def replaced(module, args, kwargs, output):
+        return encoder(*args, **kwargs)
+
+    stock.get_encoder().register_forward_hook(replaced, with_kwargs=True)
+    return stock
+
+
+@pytest.fixture(scope="module", params=["full", "compressed", "padded"])
 def pair(request, models):
     """A LiteWhisper, the stock Whisper that it turns into, and their processor."""
     folder = models / request.param
@@ -94,6 +108,8 @@ def pair(request, models):
     assert type(lite).__module__.startswith("transformers_modules") and "lite_whisper" not in sys.modules
     stock = lite.to_whisper()
     assert type(stock) is WhisperForConditionalGeneration
+    if request.param == "padded":
+        with_encoder_of(stock, lite)
     return lite, stock, WhisperProcessor.from_pretrained(folder)
 
 
@@ -126,6 +142,12 @@ def assert_same(ours, stock, where: str = "result") -> None:
         assert ours == stock, where
 
 
+def leave_out_fallback(mode: str, lite) -> None:
+    """With constant padding it begins with all positions, see tests/models/test_second_try.py."""
+    if "fallback" in mode and lite.config.constant_padding:
+        pytest.skip("falls back otherwise than the stock Whisper")
+
+
 def arguments_for(generate_arguments: dict, processor) -> dict:
     prompt = generate_arguments.get("prompt_ids")
     prompt = {"prompt_ids": processor.get_prompt_ids(prompt, return_tensors="pt")} if prompt else {}
@@ -135,6 +157,7 @@ def arguments_for(generate_arguments: dict, processor) -> dict:
 @pytest.mark.parametrize("mode", PIPELINE_MODES)
 def test_pipeline(mode: str, pair, short, long) -> None:
     *models, processor = pair
+    leave_out_fallback(mode, models[0])
     material, pipeline_arguments, generate_arguments = PIPELINE_MODES[mode]
     audio = {"short": short[1], "batch": short, "long": long}[material]
     results = []
@@ -155,6 +178,7 @@ def test_pipeline(mode: str, pair, short, long) -> None:
 @pytest.mark.parametrize("mode", GENERATE_MODES)
 def test_generate(mode: str, pair, short, long) -> None:
     *models, processor = pair
+    leave_out_fallback(mode, models[0])
     material, generate_arguments = GENERATE_MODES[mode]
     audio = {"short": short[1], "batch": short, "long": long}[material]
     lengths = {"truncation": False, "padding": "longest"} if material == "long" else {}
@@ -190,6 +214,43 @@ def test_streaming(pair, short) -> None:
         texts.append(list(streamer))
         thread.join()
     assert texts[0] == texts[1] and len(texts[0]) > 3
+
+
+def test_padding_is_taken_for_constant(pair, short) -> None:
+    lite, _, processor = pair
+    features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt").input_features
+    seen = []
+    hook = (
+        lite.get_encoder().layers[-1].register_forward_hook(lambda m, inputs, output: seen.append(inputs[0].shape[1]))
+    )
+    lite.generate(features, **ENGLISH)
+    hook.remove()
+    assert len(seen) == 1 and (seen[0] < lite.config.max_source_positions) == bool(lite.config.constant_padding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype, pair, short) -> None:
+    """As close to fp32 as the stock Whisper is, with and without the inference mode."""
+    lite, stock, processor = pair
+    features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.no_grad():
+        exact = lite.get_encoder()(features)[0]
+        plain = lite.to_whisper().to(dtype).get_encoder()(features.to(dtype))[0].float()
+        rounding = (plain - stock.get_encoder()(features)[0]).abs().mean()
+        half = copy.deepcopy(lite).to(dtype)
+        for optimized in (False, True):
+            ours = half.optimize_for_inference(optimized).get_encoder()(features.to(dtype))[0]
+            assert ours.dtype == dtype
+            assert (ours.float() - exact).abs().mean() < 3 * rounding + 0.01
+
+
+def test_compiled(pair, short) -> None:
+    lite, _, processor = pair
+    features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt").input_features
+    encoder = copy.deepcopy(lite).get_encoder()
+    with torch.no_grad():
+        compiled = torch.compile(encoder, backend="eager")
+        torch.testing.assert_close(compiled(features)[0], encoder(features)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_detected_language(pair, short) -> None:

@@ -5,7 +5,7 @@ import torch
 from random_models import SIZES, encode, random_model
 from torch.nn import functional as F
 
-from lite_whisper.inference_lite_whisper import DIRECTIONS, end_of_sound
+from lite_whisper.inference_lite_whisper import end_of_sound
 from lite_whisper.lowrank import padding
 from lite_whisper.lowrank.padding import (
     PaddingSums,
@@ -140,9 +140,9 @@ def test_known_padding_stands_for_what_would_be_computed(optimized: bool) -> Non
     every = torch.eye(POSITIONS + 1)[:-1]
     learnt = []
     for of_module in (*kept, whole[0]):
-        states = torch.zeros(3 + DIRECTIONS, POSITIONS + 1, D_MODEL)
+        states = torch.zeros(3, POSITIONS + 1, D_MODEL)
         states[0, :-1] = of_module
-        learnt.append(PaddingTables(every, states, torch.zeros(D_MODEL, DIRECTIONS)))
+        learnt.append(PaddingTables(every, states))
     add_padding(model, learnt)
     coefficients = torch.tensor([[1.0, 0.0, 0.0]])
     model.optimize_for_inference(optimized)
@@ -180,9 +180,7 @@ def test_what_was_computed_last_tells_more(padded_model) -> None:
         clip[:, 14:] = clip[:, :14].max() - 2
         clip.clamp_(min=float(clip[0, -1]))
     known = encode(padded_model, features)
-    encoder = padded_model.get_encoder()
-    for module in (encoder, *encoder.layers):
-        module.padding_states.directions.zero_()
+    padded_model.get_encoder().padding_states.directions.zero_()
     without = encode(padded_model, features)
     whole = encode(padded_model.use_constant_padding(False), features)
     assert F.mse_loss(known, whole) < F.mse_loss(without, whole)
