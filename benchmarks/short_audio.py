@@ -9,7 +9,8 @@ mode, and takes padding for constant where it has learnt to. Where ctranslate2 i
 faster-whisper calls, it runs the reference too, in fp32 and in int8. SET is a folder of speech; clips of each length
 are cut from it, one after the other. Every repetition runs every contender at every length once, in an order that
 rotates; times are medians over repetitions of the seconds for one clip, in fp32 on the CPU, log-mel features left out.
-"whole" is the greedy transcription without timestamps. Writes short_audio.csv and short_audio.png.
+"whole" is the greedy transcription without timestamps, into no more tokens than the reference writes. Writes
+short_audio.csv and short_audio.png.
 """
 
 import argparse
@@ -35,10 +36,14 @@ from lite_whisper.audio import SAMPLING_RATE, AudioDataset
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import load_model
 
+MOST_TOKENS = 220
 PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 
-Run = Callable[[torch.Tensor], Any]
-"""Takes features of shape `(batch, mel_bins, mel_frames)`."""
+Batch = tuple[torch.Tensor, int]
+"""Features of shape `(batch, mel_bins, mel_frames)`, and how many tokens may be written."""
+
+Run = Callable[[Batch], Any]
+"""One pass over a batch."""
 
 Contender = dict[str, Run]
 """How to run the encoder, and the whole."""
@@ -60,12 +65,13 @@ def main() -> None:
     reference = next(iter(folders.values()))
     _, processor = load_model(reference)
     speech = np.concatenate([clip.samples for clip in AudioDataset([arguments.audio])])
-    batches = {
-        length: list(cut(speech, length, arguments.clips, arguments.batch_size, processor))
-        for length in arguments.lengths
-    }
     with tempfile.TemporaryDirectory() as work:
         contenders = {name: transformers_contender(folder, arguments.batch_size) for name, folder in folders.items()}
+        write = next(iter(contenders.values()))["whole"]
+        batches = {}
+        for length in arguments.lengths:
+            parts = cut(speech, length, arguments.clips, arguments.batch_size, processor)
+            batches[length] = [(part, max(1, write((part, MOST_TOKENS)).shape[1])) for part in parts]
         contenders |= ctranslate2_contenders(reference, processor, Path(work), arguments.threads)
         rows = measured(contenders, batches, arguments.repetitions)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -93,11 +99,12 @@ def transformers_contender(folder: str, batch_size: int) -> Contender:
         model.optimize_for_inference(batch_size=batch_size)
     mask = torch.ones(batch_size, 3000, dtype=torch.long)
 
-    def whole(features: torch.Tensor) -> Any:
+    @torch.no_grad()
+    def whole(batch: Batch) -> Any:
         options: dict[str, Any] = {"language": "en", "task": "transcribe", "num_beams": 1, "do_sample": False}
-        return model.generate(features, attention_mask=mask, **options)
+        return model.generate(batch[0], attention_mask=mask, max_new_tokens=batch[1], **options)
 
-    return {"encoder": model.get_encoder(), "whole": whole}
+    return {"encoder": lambda batch: model.get_encoder()(batch[0]), "whole": whole}
 
 
 def ctranslate2_contenders(folder: str, processor: WhisperProcessor, work: Path, threads: int) -> dict[str, Contender]:
@@ -119,8 +126,8 @@ def ctranslate2_contenders(folder: str, processor: WhisperProcessor, work: Path,
             return ctranslate2.StorageView.from_array(features.numpy())
 
         return {
-            "encoder": lambda features: model.encode(view(features)),
-            "whole": lambda features: model.generate(view(features), [prompt] * len(features), beam_size=1),
+            "encoder": lambda batch: model.encode(view(batch[0])),
+            "whole": lambda batch: model.generate(view(batch[0]), [prompt] * len(batch[0]), beam_size=1),
         }
 
     return {"faster-whisper": contender("float32"), "faster-whisper int8": contender("int8_float32")}
@@ -128,7 +135,7 @@ def ctranslate2_contenders(folder: str, processor: WhisperProcessor, work: Path,
 
 @torch.no_grad()
 def measured(
-    contenders: dict[str, Contender], batches: dict[float, list[torch.Tensor]], repetitions: int
+    contenders: dict[str, Contender], batches: dict[float, list[Batch]], repetitions: int
 ) -> list[dict[str, Any]]:
     """A row for each contender and length: median seconds for one clip of encoder and whole."""
     seconds: dict[tuple[str, float, str], list[float]] = defaultdict(list)
@@ -139,9 +146,9 @@ def measured(
             for name in names[turn:] + names[:turn]:
                 for part, run in contenders[name].items():
                     start = time.perf_counter()
-                    for features in of_length:
-                        run(features)
-                    spent = (time.perf_counter() - start) / sum(map(len, of_length))
+                    for batch in of_length:
+                        run(batch)
+                    spent = (time.perf_counter() - start) / sum(len(features) for features, _ in of_length)
                     if repetition >= 0:
                         seconds[name, length, part].append(spent)
     rows = []

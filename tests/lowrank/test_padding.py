@@ -217,6 +217,29 @@ def test_it_is_saved_loaded_and_left_out_of_a_stock_whisper(padded_model, tmp_pa
     torch.testing.assert_close(encode(padded_model.to_whisper(), features), whole, rtol=1e-4, atol=1e-4)
 
 
+def test_it_is_loaded_from_shards_and_in_other_dtypes(padded_model, tmp_path) -> None:
+    padded_model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    features = short_clips(12)
+    known = encode(padded_model, features)
+    assert torch.equal(encode(type(padded_model).from_pretrained(tmp_path), features), known)
+    half = type(padded_model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.get_encoder().padding_states.directions.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(half.get_encoder()(features.bfloat16())[0].float(), known, rtol=0, atol=0.1)
+
+
+def test_the_longest_clip_of_a_batch_decides(padded_model) -> None:
+    features = short_clips(24, 4, 6)
+    seen: list[int] = []
+    hook = padded_model.get_encoder().layers[0].fc1.register_forward_hook(lambda m, i, y: seen.append(y.shape[1]))
+    together = encode(padded_model, features)
+    alone = encode(padded_model, features[:1])
+    hook.remove()
+    assert seen == [14, 14]  # 12 of sound and a margin of 2
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
+
+
 def test_a_gradient_reaches_the_pairs_through_the_padding(padded_model) -> None:
     padded_model.requires_grad_(True)
     encoder = padded_model.get_encoder()
