@@ -241,7 +241,7 @@ def test_fewest_multiply_adds(name: str, monkeypatch) -> None:
         monkeypatch.setattr(inference, "choose_reduction", lambda *_, form=form: form)
         fast = inference.InferenceLayer(layer, (), POSITIONS)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            fast.forward(layer, torch.randn(1, POSITIONS, D_MODEL, dtype=torch.float64))
+            fast.forward(layer, torch.randn(1, POSITIONS, D_MODEL, dtype=torch.float64), None)
         counted[form] = counter.get_total_flops()
     assert min(counted, key=counted.__getitem__) == reduction
 
