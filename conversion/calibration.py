@@ -89,7 +89,7 @@ def _calibrate_liteasr(
     kept = _load(settings.moments, wanted)
     if kept:
         return replace(kept, sensitivities=None)
-    audio, features = _features(settings, extractor)
+    audio, features = calibration_windows(settings, extractor)
     windows = math.ceil(settings.num_samples / num_processes())
     moments = collect_moments(model, features, windows, _checkpoint(settings, work, "moments", wanted))
     found = Calibration(moments, _origin(wanted, moments, audio))
@@ -108,7 +108,7 @@ def _calibrate_loss_aware(
     """The default recipe: moments and sensitivities; the refit to come needs the features too."""
     path = settings.moments or work / "moments.safetensors"
     kept = _load(path, wanted)
-    audio, features = _features(settings, extractor)
+    audio, features = calibration_windows(settings, extractor)
     batches = tuple(features)
     windows = sum(map(len, batches))
     if kept is None:
@@ -136,9 +136,10 @@ def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:
     return Calibration(moments, origin, sensitivities)
 
 
-def _features(
+def calibration_windows(
     settings: ConversionSettings, extractor: WhisperFeatureExtractor
 ) -> tuple[AudioDataset, Iterator[torch.Tensor]]:
+    """The calibration audio, and this process's shard of its log-mel features, batch by batch."""
     assert settings.dataset is not None and settings.noise is not None
     audio = AudioDataset(settings.dataset, seed=settings.seed)
     size, count = settings.batch_size, settings.num_samples

@@ -17,9 +17,9 @@ from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.compression_json import public_name
 from ..models.folders import fingerprint, load_base_model, load_processor
 from ..training.recovery import Recovery, recover
-from .calibration import Calibration, calibrate
+from .calibration import Calibration, calibrate, calibration_windows
 from .measurement import Figures, clips_to_transcribe, measure
-from .padding import learn_from_audio
+from .padding import learn_anew
 from .recipes import Account, check_feasible, compress_liteasr, compress_loss_aware
 from .saving import base_card, check_output, save_model_folder
 from .settings import ConversionSettings
@@ -92,16 +92,9 @@ def convert(settings: ConversionSettings) -> Conversion:
             account["recovery"] = _recovered(settings, lite, base, account, work / "recovery")
             base.model.to(device)  # type: ignore[arg-type]
         if settings.constant_padding:
-            assert settings.dataset is not None and settings.noise is not None
-            learn_from_audio(
-                lite.float(),
-                base.processor.feature_extractor,
-                settings.dataset,
-                settings.num_samples,
-                settings.batch_size,
-                settings.noise,
-                settings.seed,
-            )
+            # The published recipe has taken its windows from a stream.
+            windows = base.calibration.batches or calibration_windows(settings, base.processor.feature_extractor)[1]
+            learn_anew(lite.float(), windows, settings.seed)
         before, after = (measure(model, base.processor, clips, settings, base.dtype) for model in (base.model, lite))
         report = _report(settings, lite, base, account) | {"before": before, "after": after, "versions": _versions()}
         if is_main_process():

@@ -1,10 +1,10 @@
 """Any Whisper in, the same model with what its encoder computes at padded positions out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import WhisperFeatureExtractor
+import torch
 
 from ..audio import AudioDataset
 from ..audio.windows import feature_batches
@@ -47,30 +47,18 @@ class PaddingSettings:
     device: str | None = None
 
 
-def learn_from_audio(
-    model: LiteWhisperForConditionalGeneration,
-    extractor: WhisperFeatureExtractor,
-    dataset: Sequence[str],
-    num_samples: int,
-    batch_size: int,
-    noise: Noise,
-    seed: int,
-) -> None:
+def learn_anew(model: LiteWhisperForConditionalGeneration, batches: Iterable[torch.Tensor], seed: int) -> None:
     """
-    Lets a model learn its padding, in place, from audio as `PaddingSettings` has it; one that knew it learns it anew.
+    Lets a model learn its padding, in place; one that knew it learns it anew, and stays switched on or off.
 
     Args:
         model (`LiteWhisperForConditionalGeneration`): in fp32, on the device to compute on.
-        extractor (`WhisperFeatureExtractor`): its own.
-        dataset (`Sequence[str]`): audio without transcripts.
-        num_samples (`int`): windows of audio.
-        batch_size (`int`): windows that run at once.
-        noise (`tuple`): range of signal-to-noise ratios in dB.
-        seed (`int`): of the samples, the noise, and the lengths and loudness that they are given.
+        batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): this process's shard of the
+            calibration windows.
+        seed (`int`): of the lengths and loudness that they are given.
     """
-    windows = feature_batches(AudioDataset(dataset, seed=seed), extractor, num_samples, batch_size, noise, seed)
     enabled = not model.config.constant_padding or model.config.constant_padding["enabled"]
-    add_padding(model, learn_padding(model, list(shard(windows)), seed))
+    add_padding(model, learn_padding(model, list(batches), seed))
     model.use_constant_padding(enabled)
 
 
@@ -98,15 +86,10 @@ def pad_model(settings: PaddingSettings) -> int:
         model = empty_lite_model(model, [{} for _ in model.get_encoder().layers])
     before = encoder_parameters(model)
     model.float().to(device)  # type: ignore[arg-type]
-    learn_from_audio(
-        model,
-        processor.feature_extractor,
-        settings.dataset,
-        settings.num_samples,
-        settings.batch_size,
-        settings.noise,
-        settings.seed,
-    )
+    audio = AudioDataset(settings.dataset, seed=settings.seed)
+    count, size = settings.num_samples, settings.batch_size
+    windows = feature_batches(audio, processor.feature_extractor, count, size, settings.noise, settings.seed)
+    learn_anew(model, shard(windows), settings.seed)
     added = encoder_parameters(model) - before
     if report and "after" in report:
         for size_of, each in (

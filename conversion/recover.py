@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..audio import AudioDataset
+from ..audio import AudioDataset, feature_batches
 from ..common.files import unfinished
-from ..common.processes import is_main_process, join
+from ..common.processes import is_main_process, join, shard
 from ..models.compression_json import public_name, read_compression
 from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
 from ..publishing.card import rendered_card
 from ..training.recovery import Recovery, recover
-from .padding import learn_from_audio
+from .padding import learn_anew
 from .saving import check_output, save_model_folder
 
 
@@ -83,15 +83,10 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
             settings.bf16,
         )
         if student.config.constant_padding:  # the silence has become another one
-            learn_from_audio(
-                student,
-                load_processor(files).feature_extractor,
-                settings.dataset,
-                settings.num_samples,
-                settings.training.batch_size,
-                settings.training.noise,
-                settings.training.seed,
-            )
+            training, extractor = settings.training, load_processor(files).feature_extractor
+            audio, count = AudioDataset(settings.dataset, seed=training.seed), settings.num_samples
+            windows = feature_batches(audio, extractor, count, training.batch_size, training.noise, training.seed)
+            learn_anew(student, shard(windows), training.seed)
         report = {
             "base_model": public_name(teacher_name),
             "low_rank_config": student.config.low_rank_config,
