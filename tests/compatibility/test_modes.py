@@ -142,10 +142,9 @@ def assert_same(ours, stock, where: str = "result") -> None:
         assert ours == stock, where
 
 
-def leave_out_fallback(mode: str, lite) -> None:
-    """With constant padding it begins with all positions, see tests/models/test_second_try.py."""
-    if "fallback" in mode and lite.config.constant_padding:
-        pytest.skip("falls back otherwise than the stock Whisper")
+def falls_back_otherwise(mode: str, lite) -> bool:
+    """With constant padding all positions come before the next temperature, see tests/models/test_second_try.py."""
+    return "fallback" in mode and bool(lite.config.constant_padding)
 
 
 def arguments_for(generate_arguments: dict, processor) -> dict:
@@ -157,7 +156,6 @@ def arguments_for(generate_arguments: dict, processor) -> dict:
 @pytest.mark.parametrize("mode", PIPELINE_MODES)
 def test_pipeline(mode: str, pair, short, long) -> None:
     *models, processor = pair
-    leave_out_fallback(mode, models[0])
     material, pipeline_arguments, generate_arguments = PIPELINE_MODES[mode]
     audio = {"short": short[1], "batch": short, "long": long}[material]
     results = []
@@ -171,14 +169,14 @@ def test_pipeline(mode: str, pair, short, long) -> None:
         generate_kwargs = arguments_for(generate_arguments, processor)
         given = [clip.copy() for clip in audio] if isinstance(audio, list) else audio.copy()
         results.append(outcome(lambda: recognizer(given, generate_kwargs=generate_kwargs, **pipeline_arguments)))  # noqa: B023
-    assert_same(*results)
+    if not falls_back_otherwise(mode, models[0]):
+        assert_same(*results)
     assert not isinstance(results[0], tuple), f"both fail: {results[0]}"
 
 
 @pytest.mark.parametrize("mode", GENERATE_MODES)
 def test_generate(mode: str, pair, short, long) -> None:
     *models, processor = pair
-    leave_out_fallback(mode, models[0])
     material, generate_arguments = GENERATE_MODES[mode]
     audio = {"short": short[1], "batch": short, "long": long}[material]
     lengths = {"truncation": False, "padding": "longest"} if material == "long" else {}
@@ -189,7 +187,8 @@ def test_generate(mode: str, pair, short, long) -> None:
         outcome(lambda: model.generate(**features, **arguments_for(generate_arguments, processor)))  # noqa: B023
         for model in models
     ]
-    assert_same(*results)
+    if not falls_back_otherwise(mode, models[0]):
+        assert_same(*results)
     assert not isinstance(results[0], tuple), f"both fail: {results[0]}"
 
 
