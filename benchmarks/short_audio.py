@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         contenders = {name: transformers_contender(folder, arguments.batch_size) for name, folder in folders.items()}
         write = next(iter(contenders.values()))["whole"]
-        batches = {}
+        batches: dict[float, list[Batch]] = {}
         for length in arguments.lengths:
             parts = cut(speech, length, arguments.clips, arguments.batch_size, processor)
             batches[length] = [(part, text_tokens(write((part, None)), processor) + 1) for part in parts]  # and the end
