@@ -82,7 +82,7 @@ docs: .venv/installed
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/quality.py --calibration-seeds 1 --noise-seeds 1
+	$(BIN)/python benchmarks/digits_quality.py --calibration-seeds 1 --noise-seeds 1
 	$(BIN)/python benchmarks/encoder_speed.py --shapes small --sizes fast --end-to-end small \
 		--contenders published ours openai-whisper faster-whisper onnxruntime ours-onnxruntime
 

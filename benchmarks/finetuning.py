@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from quality import MULTIPLE, Test, write_table
+from digits_quality import MULTIPLE, Test
+from quality import write_table
 
 from lite_whisper.audio import AudioDataset
 from lite_whisper.conversion import ConversionSettings, convert

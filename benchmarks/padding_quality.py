@@ -16,15 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from quality import write_table
+from quality import amplified, compare_words, in_noise, write_table
 from transformers import WhisperProcessor
 
 from lite_whisper.audio import AudioDataset, Clip
-from lite_whisper.audio.windows import with_noise
 from lite_whisper.evaluation.decoding import Transcripts, transcribe
 from lite_whisper.evaluation.significance import paired_bootstrap
-from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
+from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import load_model
 
@@ -61,17 +59,9 @@ def main() -> None:
 def conditions(
     clips: Sequence[Clip], gains: Sequence[float], noises: Sequence[float]
 ) -> Iterator[tuple[str, list[Clip]]]:
-    """The clips at each gain, cut off at full scale, and with noise, each clip with its own."""
-    for gain in gains:
-        scale = np.float32(10 ** (gain / 20))
-        yield f"{gain:+.0f} dB", [Clip(c.name, (c.samples * scale).clip(-1, 1), c.text) for c in clips]
-    for noise in noises:
-        generator = np.random.default_rng(0)
-        noisy = (with_noise(clip.samples, noise, generator).clip(-1, 1) for clip in clips)
-        yield (
-            f"noise at {noise:.0f} dB",
-            [Clip(c.name, samples, c.text) for c, samples in zip(clips, noisy, strict=True)],
-        )
+    """The clips at each gain and in each noise."""
+    yield from ((f"{gain:+.0f} dB", amplified(clips, gain)) for gain in gains)
+    yield from ((f"noise at {noise:.0f} dB", in_noise(clips, noise)) for noise in noises)
 
 
 def compared(
@@ -79,24 +69,19 @@ def compared(
 ) -> dict[str, Any]:
     """A row of the table."""
     normalize = text_normalizer(normalizer, processor.tokenizer)
-    references = [normalize(clip.text or "") for clip in clips]
-    lengths = np.array([len(reference.split()) for reference in references])
-    row: dict[str, Any] = {"clips": len(clips)}
-    row["same"] = round(100 * np.mean([one == other for one, other in zip(whole.texts, known.texts, strict=True)]), 1)
-    errors, longer = [], []
-    for transcripts in (whole, known):
-        texts = [normalize(text) for text in transcripts.texts]
-        errors.append(np.array([word_errors(r, text) for r, text in zip(references, texts, strict=True)]))
-        longer.append(int((np.array([len(text.split()) for text in texts]) > 2 * lengths).sum()))
-    rates = [round(100 * of.sum() / lengths.sum(), 2) for of in errors]
-    difference = paired_bootstrap(errors[1], errors[0], lengths)
-    return row | {
-        "wer without": rates[0],
-        "wer with": rates[1],
+    references = [clip.text or "" for clip in clips]
+    without, with_ = (compare_words(references, transcripts.texts, normalize) for transcripts in (whole, known))
+    difference = paired_bootstrap(with_.errors, without.errors, without.counts)
+    same = [one == other for one, other in zip(whole.texts, known.texts, strict=True)]
+    return {
+        "clips": len(clips),
+        "same": round(100 * sum(same) / len(same), 1),
+        "wer without": round(without.rate, 2),
+        "wer with": round(with_.rate, 2),
         "low": round(difference.low, 2),
         "high": round(difference.high, 2),
-        "long without": longer[0],
-        "long with": longer[1],
+        "long without": without.long,
+        "long with": with_.long,
         "retried": known.retried,
         "times as fast": round(whole.encoder_time.seconds / known.encoder_time.seconds, 2),
     }

@@ -1,90 +1,80 @@
 """
-What the recipes cost in word error rate at equal encoder size, on the miniature in noise.
+What compression costs a Whisper in word error rate: the published recipe and this project's, at equal size.
 
-    python benchmarks/quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--recover 10] [--csv FILE]
+    python benchmarks/quality.py --model MODEL --calibration AUDIO... --test SET... --output FOLDER
+        [--sizes 0.81 0.65 0.5] [--recipes published loss-aware] [--recover MINUTES] [--noise DB...] [--rates HZ...]
+        [--gains DB...] [--normalizer english] [--num-samples N] [--batch-size 8]
 
-Sizes are those that the published thresholds reach. Every contender gets the same calibration audio (with noise between
-0 and 40 dB, or --calibration-noise none) and the same test strings with white noise at 8 dB; "added" is the word error
-rate above that of the uncompressed model, with the 95 % interval of a paired bootstrap over strings. The ingredients of
-the loss-aware recipe are taken apart for the first calibration seed, or, with --recover, its result is trained for so
-many minutes on the calibration audio (lite-whisper recover).
+MODEL is a folder or a Hub id, SET a folder with transcripts, a size the share of the encoder's parameters that is kept.
+Every set is transcribed greedily, as it is and under each condition: with white noise at so many dB, as if recorded at
+a lower rate, louder or quieter. "wer" is the corpus word error rate, "added" what lies above that of the uncompressed
+model, with the 95 % interval of a paired bootstrap over the clips (low, high). "differs" is the word error rate against
+the transcripts of the uncompressed model, which needs no references. "long" counts outputs of more than twice as many
+words as the reference, mostly endless repetition.
+
+FOLDER keeps the calibration and the transcripts: what was interrupted goes on there, and what is added (a size, a set,
+a condition) is measured alone. The table is FOLDER/quality.csv.
 """
 
 import argparse
 import csv
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+import soxr
+from transformers import WhisperForConditionalGeneration
 
-from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
 from lite_whisper.audio.windows import with_noise
-from lite_whisper.cli.options import noise_range
-from lite_whisper.conversion.settings import NOISE
+from lite_whisper.common.files import claim, write_kept
+from lite_whisper.conversion.convert import CalibratedModel, load_and_calibrate
+from lite_whisper.conversion.recipes import compress_loss_aware, projections_budget
+from lite_whisper.conversion.settings import ConversionSettings
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
-from lite_whisper.lowrank import (
-    budget_ranks,
-    collect_moments,
-    collect_sensitivities,
-    compress,
-    encoder_spectra,
-    refit,
-    threshold_ranks,
-)
-from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
-from lite_whisper.lowrank.sensitivity import Sensitivities
-from lite_whisper.lowrank.spectrum import Spectrum
+from lite_whisper.lowrank import compress, encoder_spectra
+from lite_whisper.lowrank.allocation import threshold_ranks_within
+from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import encoder_parameters
 from lite_whisper.training.recovery import Recovery, recover
 
-ROOT = Path(__file__).parents[1]
-THRESHOLDS = ("0.99:0.999", "0.97:0.99", "0.9:0.95")
-MULTIPLE = 4
-WINDOWS = 80
-DECIBELS = 8.0
+SIZES = (0.81, 0.65, 0.5)
+RECIPES = ("published", "loss-aware")
 
 
-@dataclass
-class Test:
-    """Noisy copies of the test strings and how to count errors in them."""
+@dataclass(frozen=True)
+class Words:
+    """
+    Transcripts against references, normalised.
 
-    clips: list[Clip]
-    strings: int
-    processor: WhisperProcessor
-    normalize: Callable[[str], str]
+    Args:
+        errors (`np.ndarray` of shape `(clips,)`): word errors.
+        counts (`np.ndarray` of shape `(clips,)`): words of the references.
+        long (`int`): how many transcripts have more than twice as many.
+    """
 
-    def errors(self, model: WhisperForConditionalGeneration) -> np.ndarray:
-        """Word errors of each string, summed over its noisy copies, of shape `(strings,)`."""
-        texts = transcribe(model, self.processor, self.clips, batch_size=50).texts
-        pairs = [
-            (self.normalize(clip.text or ""), self.normalize(text))
-            for clip, text in zip(self.clips, texts, strict=True)
-        ]
-        errors = [word_errors(reference, text) for reference, text in pairs]
-        return np.array(errors).reshape(-1, self.strings).sum(axis=0)
+    errors: np.ndarray
+    counts: np.ndarray
+    long: int
 
     @property
-    def words(self) -> np.ndarray:
-        """Words of each string, summed over its noisy copies, of shape `(strings,)`."""
-        counts = [len(self.normalize(clip.text or "").split()) for clip in self.clips]
-        return np.array(counts).reshape(-1, self.strings).sum(axis=0)
+    def rate(self) -> float:
+        """The corpus word error rate in per cent."""
+        return 100 * self.errors.sum() / self.counts.sum()
 
 
-def noisy_test(folder: Path, noise_seeds: int, processor: WhisperProcessor) -> Test:
-    """The strings in a folder, with white noise at 8 dB, once for each of the seeds."""
-    strings = list(AudioDataset([str(folder)], need_text=True))
-    noisy = []
-    for seed in range(noise_seeds):
-        generator = np.random.default_rng(seed)
-        noisy += [Clip(c.name, with_noise(c.samples, DECIBELS, generator), c.text) for c in strings]
-    return Test(noisy, len(strings), processor, text_normalizer("basic", processor.tokenizer))
+def compare_words(references: Sequence[str], texts: Sequence[str], normalize: Callable[[str], str]) -> Words:
+    """Counts the word errors of each text against its reference."""
+    pairs = [(normalize(reference), normalize(text)) for reference, text in zip(references, texts, strict=True)]
+    counts = np.array([len(reference.split()) for reference, _ in pairs])
+    long = sum(len(text.split()) > 2 * count for (_, text), count in zip(pairs, counts, strict=True))
+    return Words(np.array([word_errors(*pair) for pair in pairs]), counts, long)
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
@@ -95,89 +85,156 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def relative(spectra: EncoderSpectra) -> EncoderSpectra:
-    """Spectra whose eigenvalues are shares of their projection's variance."""
+def amplified(clips: Sequence[Clip], gain: float) -> list[Clip]:
+    """The clips, louder by `gain` dB, cut off at full scale."""
+    scale = np.float32(10 ** (gain / 20))
+    return [Clip(c.name, (c.samples * scale).clip(-1, 1), c.text) for c in clips]
+
+
+def in_noise(clips: Sequence[Clip], decibels: float) -> list[Clip]:
+    """The clips in white noise at so many dB below them, each in its own."""
+    generator = np.random.default_rng(0)
+    return [Clip(c.name, with_noise(c.samples, decibels, generator).clip(-1, 1), c.text) for c in clips]
+
+
+def recorded_at(clips: Sequence[Clip], rate: float) -> list[Clip]:
+    """The clips without what a recording at a lower rate, in Hz, cannot hold."""
     return [
-        {
-            name: Spectrum(s.eigenvalues / s.eigenvalues.sum(), s.in_features, s.out_features, s.has_bias, s.frames)
-            for name, s in of_layer.items()
-        }
-        for of_layer in spectra
+        Clip(c.name, soxr.resample(soxr.resample(c.samples, SAMPLING_RATE, rate), rate, SAMPLING_RATE), c.text)
+        for c in clips
     ]
 
 
 def main() -> None:
-    """Prints the table and writes it as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits", help="holds calibration/ and test/")
-    parser.add_argument("--calibration-seeds", type=int, default=3)
-    parser.add_argument("--noise-seeds", type=int, default=5)
-    parser.add_argument("--calibration-noise", type=noise_range, default=NOISE, metavar="LOW:HIGH")
-    parser.add_argument("--recover", type=float, metavar="MINUTES", help="measure this instead of the ingredients")
-    parser.add_argument("--thresholds", nargs="+", default=THRESHOLDS, help="whose sizes to measure at")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calibration", nargs="+", required=True, metavar="AUDIO")
+    parser.add_argument("--test", nargs="+", type=Path, required=True, metavar="SET")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--sizes", nargs="+", type=float, default=SIZES)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--recover", type=float, metavar="MINUTES", help="also what loss-aware is after recovery")
+    parser.add_argument("--noise", nargs="*", type=float, default=[], metavar="DB")
+    parser.add_argument("--rates", nargs="*", type=float, default=[], metavar="HZ")
+    parser.add_argument("--gains", nargs="*", type=float, default=[], metavar="DB")
+    parser.add_argument("--normalizer", default="english")
+    parser.add_argument("--num-samples", type=int, help="windows of calibration audio (default that of convert)")
+    parser.add_argument("--batch-size", type=int, default=8)
     arguments = parser.parse_args()
+    windows = {} if arguments.num_samples is None else {"num_samples": arguments.num_samples}
+    settings = ConversionSettings(arguments.model, arguments.output, arguments.calibration, **windows)
+    origin = {"model": settings.model, "calibration": arguments.calibration, "windows": settings.num_samples}
+    claim(arguments.output, origin)
+    Benchmark(settings, arguments).run()
 
-    miniature = ROOT / "examples/whisper-digits"
-    model = WhisperForConditionalGeneration.from_pretrained(miniature).eval()
-    processor = WhisperProcessor.from_pretrained(miniature)
-    test = noisy_test(arguments.digits / "test", arguments.noise_seeds, processor)
-    words, base_errors = test.words, test.errors(model)
-    base = 100 * base_errors.sum() / words.sum()
-    print(f"uncompressed: {base:.2f} % of {words.sum()} words, {test.strings} strings x {arguments.noise_seeds} noises")
 
-    rows = []
+class Benchmark:
+    """Makes the contenders one by one, each only if a transcript of it is missing, and writes the table."""
 
-    def report(seed: int, thresholds: str, recipe: str, lite: WhisperForConditionalGeneration) -> None:
-        errors = test.errors(lite)
-        points, low, high = paired_bootstrap(errors, base_errors, words)
-        row = {
-            "seed": seed,
-            "thresholds": thresholds,
-            "recipe": recipe,
-            "encoder parameters": encoder_parameters(lite),
-            "wer": round(100 * errors.sum() / words.sum(), 2),
-            "added": round(points, 2),
-            "low": round(low, 2),
-            "high": round(high, 2),
-        }
-        rows.append(row)
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    def __init__(self, settings: ConversionSettings, arguments: argparse.Namespace) -> None:
+        self.settings, self.arguments = settings, arguments
+        self.bases: dict[str, CalibratedModel] = {}
+        self.processor = self.base("published").processor
+        self.normalize = text_normalizer(arguments.normalizer, self.processor.tokenizer)
+        self.tests = dict(self.conditions())
 
-    for seed in range(arguments.calibration_seeds):
-        audio = AudioDataset([str(arguments.digits / "calibration")], seed=seed)
-        extractor = processor.feature_extractor
-        batches = list(feature_batches(audio, extractor, WINDOWS, 8, arguments.calibration_noise, seed))
-        moments = collect_moments(model, batches)
-        sensitivities = collect_sensitivities(model, batches, seed)
-        variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
-        for thresholds in arguments.thresholds:
-            attention, mlp = map(float, thresholds.split(":"))
-            published = threshold_ranks(variances, (attention, mlp), MULTIPLE)
-            budget = total_cost(variances, published)
-            report(seed, thresholds, "published", compress(model, moments, published))
-            ranks = budget_ranks(losses, budget, MULTIPLE)
-            lite = refit(model, batches, ranks, sensitivities)
-            report(seed, thresholds, "loss-aware", lite)
-            if arguments.recover:
-                settings = Recovery(minutes=arguments.recover, noise=arguments.calibration_noise, seed=seed)
-                with tempfile.TemporaryDirectory() as folder:
-                    print(recover(lite, model, extractor, audio, WINDOWS, Path(folder), settings))
-                report(seed, thresholds, "recovered", lite)
-            if seed or arguments.recover:
-                continue
-            by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
-            report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
-            report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
-            report(seed, thresholds, "ranks and factors by loss", compress(model, moments, ranks, sensitivities))
-            plain = [{name: torch.eye(len(s)) for name, s in layer.items()} for layer in sensitivities.layers]
-            without_metric = refit(model, batches, ranks, Sensitivities(plain, sensitivities.languages))
-            report(seed, thresholds, "ranks by loss, refit by variance", without_metric)
-            one = collect_sensitivities(model, batches, seed, draws=1)
-            one_ranks = budget_ranks(encoder_spectra(model, moments, one), budget, MULTIPLE)
-            report(seed, thresholds, "loss-aware, one draw", refit(model, batches, one_ranks, one))
-    if arguments.csv:
-        write_table(rows, arguments.csv)
+    def conditions(self) -> Iterator[tuple[str, list[Clip]]]:
+        """The test sets by name, as they are and changed."""
+        for folder in self.arguments.test:
+            clips, name = list(AudioDataset([str(folder)], need_text=True)), f"{folder.parent.name}-{folder.name}"
+            yield name, clips
+            for change, values, unit in (
+                (in_noise, self.arguments.noise, "dB noise"),
+                (recorded_at, self.arguments.rates, "Hz"),
+                (amplified, self.arguments.gains, "dB"),
+            ):
+                yield from ((f"{name} {value:g} {unit}", change(clips, value)) for value in values)
+
+    def base(self, recipe: str) -> CalibratedModel:
+        """The model with the calibration of a recipe, the published one without noise, as it was published."""
+        if recipe not in self.bases:
+            name: Literal["liteasr", "loss-aware"] = "liteasr" if recipe == "published" else "loss-aware"
+            settings = replace(self.settings, recipe=name, noise=None, moments=self.file(f"{recipe}.safetensors"))
+            self.bases[recipe] = load_and_calibrate(settings, "cpu", self.settings.output / "unfinished")
+        return self.bases[recipe]
+
+    def file(self, name: str) -> Path:
+        """A file of the output folder."""
+        return self.settings.output / name
+
+    def run(self) -> None:
+        """Prints the table row by row and writes it."""
+        uncompressed = self.transcripts("uncompressed", lambda: self.base("published").model)
+        rows = self.rows("uncompressed", 1.0, uncompressed, uncompressed)
+        for size in self.arguments.sizes:
+            for recipe in self.arguments.recipes:
+                make = self.published if recipe == "published" else self.loss_aware
+                texts = self.transcripts(f"{recipe} {size:g}", partial(make, size))
+                rows += self.rows(recipe, size, texts, uncompressed)
+            if self.arguments.recover:
+                name = f"recovered {self.arguments.recover:g} minutes"
+                texts = self.transcripts(f"{name} {size:g}", partial(self.recovered, size))
+                rows += self.rows(name, size, texts, uncompressed)
+        write_table(rows, self.file("quality.csv"))
+
+    def published(self, size: float) -> LiteWhisperForConditionalGeneration:
+        """By the published recipe, with the thresholds that give this size."""
+        base = self.base("published")
+        spectra = encoder_spectra(base.model, base.calibration.moments)
+        budget = projections_budget(base.model, spectra, int(size * encoder_parameters(base.model)))
+        return compress(base.model, base.calibration.moments, threshold_ranks_within(spectra, budget))
+
+    def loss_aware(self, size: float) -> LiteWhisperForConditionalGeneration:
+        """By this project's recipe."""
+        base, work = self.base("loss-aware"), self.file(f"unfinished/{size:g}")
+        work.mkdir(parents=True, exist_ok=True)
+        return compress_loss_aware(replace(self.settings, ratio=size), base.model, base.calibration, work)[0]
+
+    def recovered(self, size: float) -> LiteWhisperForConditionalGeneration:
+        """By this project's recipe, then trained for a while on the calibration audio."""
+        lite, base = self.loss_aware(size), self.base("loss-aware")
+        settings = Recovery(minutes=self.arguments.recover, noise=self.settings.noise or (), seed=self.settings.seed)
+        audio, folder = AudioDataset(self.arguments.calibration), self.file(f"unfinished/recovery-{size:g}")
+        print(recover(lite, base.model, self.processor.feature_extractor, audio, 10**6, folder, settings), flush=True)
+        return lite
+
+    def transcripts(self, contender: str, make: Callable[[], WhisperForConditionalGeneration]) -> dict[str, list[str]]:
+        """The texts of a contender for each test; it is made where one of them is missing."""
+        texts, model = {}, None
+        for test, clips in self.tests.items():
+            path = self.file(f"{contender}, {test}.json")
+            if not path.exists():
+                model = model or make().float().eval()
+                found = transcribe(model, self.processor, clips, self.arguments.batch_size).texts
+                write_kept(path, {clip.name: text for clip, text in zip(clips, found, strict=True)})
+            kept = json.loads(path.read_text())
+            texts[test] = [kept[clip.name] for clip in clips]
+        return texts
+
+    def rows(
+        self, contender: str, size: float, texts: dict[str, list[str]], uncompressed: dict[str, list[str]]
+    ) -> list[dict[str, Any]]:
+        """The rows of a contender, one for each test."""
+        rows = []
+        for test, clips in self.tests.items():
+            references = [clip.text or "" for clip in clips]
+            ours, theirs = (compare_words(references, of[test], self.normalize) for of in (texts, uncompressed))
+            added = paired_bootstrap(ours.errors, theirs.errors, ours.counts)
+            rows.append(
+                {
+                    "recipe": contender,
+                    "size": size,
+                    "test": test,
+                    "wer": round(ours.rate, 2),
+                    "added": round(added.points, 2),
+                    "low": round(added.low, 2),
+                    "high": round(added.high, 2),
+                    "differs": round(compare_words(uncompressed[test], texts[test], self.normalize).rate, 2),
+                    "long": ours.long,
+                }
+            )
+            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+        return rows
 
 
 if __name__ == "__main__":

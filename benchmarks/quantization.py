@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from digits_quality import noisy_test
 from encoder_speed import int8
 from finetuning import MINIATURE, ROOT, compressed
-from quality import noisy_test, write_table
+from quality import write_table
 from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.evaluation.significance import paired_bootstrap

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..common.processes import all_gather, broadcast, global_index, is_main_process, shard
-from ..configuration_lite_whisper import PROJECTIONS
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.layers import layer_inputs, projection_module, recorded
 from .allocation import Ranks
@@ -25,6 +24,7 @@ from .spectrum import Factors, loss_metric, reduced_weight, regress
 from .storage import load_layer, save_layer
 
 IN_MEMORY = 4 * 2**30  # bytes of hidden states; beyond that they are kept on disk
+STRIDE = 4  # of this many frames, which are much alike, one is regressed on
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def refit(
                     if kept is not None:
                         factors = {name: kept[name] for name in chosen}
                     else:
-                        factors = _fit(half, layer, twin, chosen, sensitivity, states, damping, ridge)
+                        factors = _fit(layer, twin, chosen, sensitivity, states, damping, ridge)
                     for name, of_projection in factors.items():
                         set_factors(projection_module(twin, name), of_projection)
                     fitted |= factors
@@ -109,8 +109,20 @@ def mlp_half(layer: WhisperEncoderLayer, hidden: torch.Tensor) -> torch.Tensor:
     return hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
 
 
+def projection_input(layer: WhisperEncoderLayer, name: str, hidden: torch.Tensor) -> torch.Tensor:
+    """What enters a projection, given the residual stream before its half, both of shape `(batch, frames, width)`."""
+    if name == "out_proj":
+        with recorded(layer, [name]) as kept:
+            attention_half(layer, hidden)
+        return kept[name][0]
+    if name == "fc1":
+        return layer.final_layer_norm(hidden)
+    if name == "fc2":
+        return layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
+    return layer.self_attn_layer_norm(hidden)
+
+
 def _fit(
-    half: Callable[[WhisperEncoderLayer, torch.Tensor], torch.Tensor],
     layer: WhisperEncoderLayer,
     twin: WhisperEncoderLayer,
     ranks: dict[str, int],
@@ -123,25 +135,18 @@ def _fit(
     if not ranks:
         return {}
     device = layer.fc1.weight.device
-    bases = {name: reduced_weight(projection_module(layer, name).weight.double())[0] for name in ranks}
-    sizes = {name: projection_module(layer, name).weight.shape for name in ranks}
-    joint = {name: Moments.zeros(size[1] + min(size), device) for name, size in sizes.items()}
-    for pair in states:
+    weights = {name: projection_module(layer, name).weight for name in ranks}
+    reduced = {name: reduced_weight(weight.double())[1].to(weight.dtype) for name, weight in weights.items()}
+    joint = {name: Moments.zeros(sum(weight.shape), device) for name, weight in reduced.items()}
+    for index, pair in enumerate(states):
         stream, drifted = pair[0].to(device), pair[1].to(device)
-        with recorded(layer, PROJECTIONS) as ours, recorded(twin, PROJECTIONS) as theirs:
-            half(layer, stream)
-            half(twin, drifted)
-        for name in ranks:
-            target = ours[name][1]
-            if projection_module(layer, name).bias is not None:
-                target = target - projection_module(layer, name).bias
+        ours, theirs = (projection_input(of, next(iter(ranks)), x) for of, x in ((layer, stream), (twin, drifted)))
+        for name, weight in reduced.items():
+            target = ours @ weight.t()
             if name in ("out_proj", "fc2"):
                 target = target + (stream - drifted)
-            basis = bases[name]
-            if basis is not None:
-                target = target @ basis.to(target)
-            frames = torch.cat([theirs[name][0], target], dim=-1).flatten(end_dim=-2)
-            joint[name].update(frames)
+            frames = torch.cat([theirs, target], dim=-1)[:, global_index(index) % STRIDE :: STRIDE]
+            joint[name].update(frames.flatten(end_dim=-2))
     of_all = {name: joint[name].of_all_processes() for name in ranks}
     fitted = {}
     for name, rank in shard(ranks.items()):

@@ -155,14 +155,14 @@ def test_an_interrupted_refit_goes_on_where_it_stopped(
     undisturbed = refit(base_model, calibration_batches[:1], ranks, sensitivities)
     fit, fitted = sequential._fit, []
 
-    def stop_in_the_fourth_layer(half, layer, *more):
+    def stop_in_the_fourth_layer(layer, *more):
         if layer is base_model.get_encoder().layers[3]:
             raise KeyboardInterrupt
-        return fit(half, layer, *more)
+        return fit(layer, *more)
 
-    def count(half, layer, *more):
+    def count(layer, *more):
         fitted.append(layer)
-        return fit(half, layer, *more)
+        return fit(layer, *more)
 
     common = (base_model, calibration_batches[:1], ranks, sensitivities)
     monkeypatch.setattr(sequential, "_fit", stop_in_the_fourth_layer)

@@ -1,0 +1,176 @@
+"""
+What the recipes cost in word error rate at equal encoder size, on the miniature in noise.
+
+    python benchmarks/digits_quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--recover 10]
+        [--csv FILE]
+
+Sizes are those that the published thresholds reach. Every contender gets the same calibration audio (with noise between
+0 and 40 dB, or --calibration-noise none) and the same test strings with white noise at 8 dB; "added" is the word error
+rate above that of the uncompressed model, with the 95 % interval of a paired bootstrap over strings. The ingredients of
+the loss-aware recipe are taken apart for the first calibration seed, or, with --recover, its result is trained for so
+many minutes on the calibration audio (lite-whisper recover).
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality import write_table
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.audio.windows import with_noise
+from lite_whisper.cli.options import noise_range
+from lite_whisper.conversion.settings import NOISE
+from lite_whisper.evaluation.decoding import transcribe
+from lite_whisper.evaluation.significance import paired_bootstrap
+from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
+from lite_whisper.lowrank import (
+    budget_ranks,
+    collect_moments,
+    collect_sensitivities,
+    compress,
+    encoder_spectra,
+    refit,
+    threshold_ranks,
+)
+from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
+from lite_whisper.lowrank.sensitivity import Sensitivities
+from lite_whisper.lowrank.spectrum import Spectrum
+from lite_whisper.models.folders import encoder_parameters
+from lite_whisper.training.recovery import Recovery, recover
+
+ROOT = Path(__file__).parents[1]
+THRESHOLDS = ("0.99:0.999", "0.97:0.99", "0.9:0.95")
+MULTIPLE = 4
+WINDOWS = 80
+DECIBELS = 8.0
+
+
+@dataclass
+class Test:
+    """Noisy copies of the test strings and how to count errors in them."""
+
+    clips: list[Clip]
+    strings: int
+    processor: WhisperProcessor
+    normalize: Callable[[str], str]
+
+    def errors(self, model: WhisperForConditionalGeneration) -> np.ndarray:
+        """Word errors of each string, summed over its noisy copies, of shape `(strings,)`."""
+        texts = transcribe(model, self.processor, self.clips, batch_size=50).texts
+        pairs = [
+            (self.normalize(clip.text or ""), self.normalize(text))
+            for clip, text in zip(self.clips, texts, strict=True)
+        ]
+        errors = [word_errors(reference, text) for reference, text in pairs]
+        return np.array(errors).reshape(-1, self.strings).sum(axis=0)
+
+    @property
+    def words(self) -> np.ndarray:
+        """Words of each string, summed over its noisy copies, of shape `(strings,)`."""
+        counts = [len(self.normalize(clip.text or "").split()) for clip in self.clips]
+        return np.array(counts).reshape(-1, self.strings).sum(axis=0)
+
+
+def noisy_test(folder: Path, noise_seeds: int, processor: WhisperProcessor) -> Test:
+    """The strings in a folder, with white noise at 8 dB, once for each of the seeds."""
+    strings = list(AudioDataset([str(folder)], need_text=True))
+    noisy = []
+    for seed in range(noise_seeds):
+        generator = np.random.default_rng(seed)
+        noisy += [Clip(c.name, with_noise(c.samples, DECIBELS, generator), c.text) for c in strings]
+    return Test(noisy, len(strings), processor, text_normalizer("basic", processor.tokenizer))
+
+
+def relative(spectra: EncoderSpectra) -> EncoderSpectra:
+    """Spectra whose eigenvalues are shares of their projection's variance."""
+    return [
+        {
+            name: Spectrum(s.eigenvalues / s.eigenvalues.sum(), s.in_features, s.out_features, s.has_bias, s.frames)
+            for name, s in of_layer.items()
+        }
+        for of_layer in spectra
+    ]
+
+
+def main() -> None:
+    """Prints the table and writes it as CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits", help="holds calibration/ and test/")
+    parser.add_argument("--calibration-seeds", type=int, default=3)
+    parser.add_argument("--noise-seeds", type=int, default=5)
+    parser.add_argument("--calibration-noise", type=noise_range, default=NOISE, metavar="LOW:HIGH")
+    parser.add_argument("--recover", type=float, metavar="MINUTES", help="measure this instead of the ingredients")
+    parser.add_argument("--thresholds", nargs="+", default=THRESHOLDS, help="whose sizes to measure at")
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+
+    miniature = ROOT / "examples/whisper-digits"
+    model = WhisperForConditionalGeneration.from_pretrained(miniature).eval()
+    processor = WhisperProcessor.from_pretrained(miniature)
+    test = noisy_test(arguments.digits / "test", arguments.noise_seeds, processor)
+    words, base_errors = test.words, test.errors(model)
+    base = 100 * base_errors.sum() / words.sum()
+    print(f"uncompressed: {base:.2f} % of {words.sum()} words, {test.strings} strings x {arguments.noise_seeds} noises")
+
+    rows = []
+
+    def report(seed: int, thresholds: str, recipe: str, lite: WhisperForConditionalGeneration) -> None:
+        errors = test.errors(lite)
+        points, low, high = paired_bootstrap(errors, base_errors, words)
+        row = {
+            "seed": seed,
+            "thresholds": thresholds,
+            "recipe": recipe,
+            "encoder parameters": encoder_parameters(lite),
+            "wer": round(100 * errors.sum() / words.sum(), 2),
+            "added": round(points, 2),
+            "low": round(low, 2),
+            "high": round(high, 2),
+        }
+        rows.append(row)
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+    for seed in range(arguments.calibration_seeds):
+        audio = AudioDataset([str(arguments.digits / "calibration")], seed=seed)
+        extractor = processor.feature_extractor
+        batches = list(feature_batches(audio, extractor, WINDOWS, 8, arguments.calibration_noise, seed))
+        moments = collect_moments(model, batches)
+        sensitivities = collect_sensitivities(model, batches, seed)
+        variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
+        for thresholds in arguments.thresholds:
+            attention, mlp = map(float, thresholds.split(":"))
+            published = threshold_ranks(variances, (attention, mlp), MULTIPLE)
+            budget = total_cost(variances, published)
+            report(seed, thresholds, "published", compress(model, moments, published))
+            ranks = budget_ranks(losses, budget, MULTIPLE)
+            lite = refit(model, batches, ranks, sensitivities)
+            report(seed, thresholds, "loss-aware", lite)
+            if arguments.recover:
+                settings = Recovery(minutes=arguments.recover, noise=arguments.calibration_noise, seed=seed)
+                with tempfile.TemporaryDirectory() as folder:
+                    print(recover(lite, model, extractor, audio, WINDOWS, Path(folder), settings))
+                report(seed, thresholds, "recovered", lite)
+            if seed or arguments.recover:
+                continue
+            by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
+            report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
+            report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
+            report(seed, thresholds, "ranks and factors by loss", compress(model, moments, ranks, sensitivities))
+            plain = [{name: torch.eye(len(s)) for name, s in layer.items()} for layer in sensitivities.layers]
+            without_metric = refit(model, batches, ranks, Sensitivities(plain, sensitivities.languages))
+            report(seed, thresholds, "ranks by loss, refit by variance", without_metric)
+            one = collect_sensitivities(model, batches, seed, draws=1)
+            one_ranks = budget_ranks(encoder_spectra(model, moments, one), budget, MULTIPLE)
+            report(seed, thresholds, "loss-aware, one draw", refit(model, batches, one_ranks, one))
+    if arguments.csv:
+        write_table(rows, arguments.csv)
+
+
+if __name__ == "__main__":
+    main()
