@@ -163,7 +163,9 @@ def main() -> None:
             report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
             report(seed, thresholds, "ranks and factors by loss", compress(model, moments, ranks, sensitivities))
             plain = [{name: torch.eye(len(s)) for name, s in layer.items()} for layer in sensitivities.layers]
-            without_metric = refit(model, batches, ranks, Sensitivities(plain, sensitivities.languages))
+            without_metric = refit(
+                model, batches, ranks, Sensitivities(plain, sensitivities.moments, sensitivities.languages)
+            )
             report(seed, thresholds, "ranks by loss, refit by variance", without_metric)
             one = collect_sensitivities(model, batches, seed, draws=1)
             one_ranks = budget_ranks(encoder_spectra(model, moments, one), budget, MULTIPLE)

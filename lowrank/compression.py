@@ -12,9 +12,11 @@ from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.layers import projection_module
 from .allocation import EncoderSpectra, Ranks
-from .moments import OBSERVED_SIDE, EncoderMoments, Moments
+from .moments import OBSERVED_SIDE, EncoderMoments, Moments, blended
 from .sensitivity import Sensitivities
 from .spectrum import Factors, Side, Spectrum, factorize, loss_metric, output_eigenvalues
+
+UNIFORM = 0.2  # the share of a frame's weight that does not depend on how much the loss feels it
 
 
 def _observed(moments: dict[str, Moments], projection: str) -> tuple[Moments, Side]:
@@ -50,6 +52,7 @@ def encoder_spectra(
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
     metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
+    moments = blended(moments, sensitivities.moments, UNIFORM) if sensitivities else moments
     layerwise = list(shard(enumerate(zip(layers, moments, metrics, strict=True))))
     for index, (layer, of_layer, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
         spectra[index] = {}
@@ -60,7 +63,7 @@ def encoder_spectra(
             metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
             eigenvalues = output_eigenvalues(weight, observed.covariance, side, metric)
             spectra[index][projection] = Spectrum(
-                eigenvalues.cpu(), linear.in_features, linear.out_features, linear.bias is not None, observed.count
+                eigenvalues.cpu(), linear.in_features, linear.out_features, linear.bias is not None, int(observed.count)
             )
     return [of_layer for _, of_layer in sorted(all_gather(list(spectra.items())), key=lambda item: item[0])]
 
@@ -93,6 +96,7 @@ def compress(
     """
     lite = empty_lite_model(model, ranks)
     metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
+    moments = blended(moments, sensitivities.moments, UNIFORM) if sensitivities else moments
     twins = lite.get_encoder().layers
     layers = list(shard(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True)))
     for layer, twin, of_layer, observed_layer, of_metric in tqdm(layers, "factorisation", unit="layer"):

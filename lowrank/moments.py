@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import tqdm
 from torch import nn
 from transformers import WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..common.errors import InputError
 from ..common.processes import all_reduce
@@ -25,12 +26,12 @@ class Moments:
     Mean and scatter of the frames seen so far; all that a covariance needs, and additive.
 
     Args:
-        count (`int`): number of frames.
+        count (`float`): number of frames, or the sum of their weights.
         mean (`torch.Tensor` of shape `(features,)`): of the frames.
         scatter (`torch.Tensor` of shape `(features, features)`): the sum of centred outer products.
     """
 
-    count: int
+    count: float
     mean: torch.Tensor
     scatter: torch.Tensor
 
@@ -45,7 +46,7 @@ class Moments:
         """The mean centred outer product, of shape `(features, features)`; `count` must not be 0."""
         return self.scatter / self.count
 
-    def update(self, frames: torch.Tensor) -> None:
+    def update(self, frames: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """
         Adds frames.
 
@@ -54,14 +55,19 @@ class Moments:
 
         Args:
             frames (`torch.Tensor` of shape `(frames, features)`): of any dtype.
+            weights (`torch.Tensor` of shape `(frames,)`, *optional*): how much each counts; 1 by default.
         """
         frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
-        mean = frames.mean(dim=0)
+        weights = None if weights is None else weights.to(frames.dtype)
+        count = len(frames) if weights is None else float(weights.sum())
+        if not count:
+            return
+        mean = frames.mean(dim=0) if weights is None else weights @ frames / count
         centred = frames - mean
-        self.scatter.add_(centred.t() @ centred)
-        self._shift(len(frames), mean.double())
+        self.scatter.add_(centred.t() @ (centred if weights is None else centred * weights[:, None]))
+        self._shift(count, mean.double())
 
-    def _shift(self, count: int, mean: torch.Tensor) -> None:
+    def _shift(self, count: float, mean: torch.Tensor) -> None:
         """Accounts for the distance between two means (Chan, Golub and LeVeque, 1979, eq. 2.1)."""
         total = self.count + count
         delta = mean - self.mean
@@ -78,8 +84,9 @@ class Moments:
 
     def of_all_processes(self) -> "Moments":
         """The moments of the frames of all processes together."""
-        count = int(all_reduce(torch.tensor(self.count, device=self.mean.device)))
-        mean = all_reduce(self.mean * self.count) / max(count, 1)
+        count = all_reduce(torch.tensor(self.count, dtype=torch.float64, device=self.mean.device)).item()
+        count = int(count) if isinstance(self.count, int) else count
+        mean = all_reduce(self.mean * self.count) / (count or 1)
         delta = self.mean - mean
         return Moments(count, mean, all_reduce(self.scatter.addr(delta, delta, alpha=self.count)))
 
@@ -115,16 +122,12 @@ def collect_moments(
         InputError: there was no audio, or an activation is NaN or infinite.
     """
     encoder = model.get_encoder()
-    # All of it is allocated at once, so that too little memory shows before the audio is read, not after.
-    moments: EncoderMoments = []
-    hooks = []
-    for layer in encoder.layers:
-        moments.append({})
-        for projection, side in OBSERVED_SIDE.items():
-            linear = projection_module(layer, projection)
-            features = linear.in_features if side == "input" else linear.out_features
-            moments[-1][projection] = Moments.zeros(features, linear.weight.device)
-            hooks.append(_observe(linear, side, moments[-1][projection]))
+    moments = empty_moments(encoder.layers)
+    hooks = [
+        _observe(projection_module(layer, projection), OBSERVED_SIDE[projection], m)
+        for layer, of_layer in zip(encoder.layers, moments, strict=True)
+        for projection, m in of_layer.items()
+    ]
     all_moments = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
     sums = {f"{name}.{part}": getattr(m, part) for name, m in all_moments.items() for part in ("mean", "scatter")}
     done = {"batches": 0, "windows": 0, "frames": 0} | (checkpoint.restore(sums) if checkpoint else {})
@@ -155,6 +158,18 @@ def collect_moments(
     return moments
 
 
+def empty_moments(layers: Iterable[WhisperEncoderLayer]) -> EncoderMoments:
+    """Those of no frames; all is allocated at once, so that too little memory shows before the audio is read."""
+    moments: EncoderMoments = []
+    for layer in layers:
+        moments.append({})
+        for projection, side in OBSERVED_SIDE.items():
+            linear = projection_module(layer, projection)
+            features = linear.in_features if side == "input" else linear.out_features
+            moments[-1][projection] = Moments.zeros(features, linear.weight.device)
+    return moments
+
+
 def _observe(linear: nn.Linear, side: Side, moments: Moments) -> torch.utils.hooks.RemovableHandle:
     def update(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         moments.update((inputs[0] if side == "input" else output).flatten(end_dim=-2))
@@ -173,6 +188,25 @@ def _check_finite(moments: EncoderMoments) -> None:
             "compute in float32, and check the model's weights if that does not help",
             setting="dtype",
         )
+
+
+def blended(uniform: EncoderMoments, weighted: EncoderMoments, share: float) -> EncoderMoments:
+    """
+    Moments of frames each of which counts as a mean of two ways of weighting them.
+
+    Args:
+        uniform (`EncoderMoments`): in which all frames count the same; the result has their count.
+        weighted (`EncoderMoments`): in which they do not.
+        share (`float`): of the former, between 0 and 1.
+    """
+
+    def both(one: Moments, other: Moments) -> Moments:
+        parts = ((one, share), (other, 1 - share if other.count else 0))
+        scaled = [Moments(part, m.mean, m.scatter * (part / m.count) if part else m.scatter) for m, part in parts]
+        total = scaled[0] + scaled[1]
+        return Moments(one.count, total.mean, total.scatter * (one.count / total.count))
+
+    return [{name: both(a[name], b[name]) for name in a} for a, b in zip(uniform, weighted, strict=True)]
 
 
 def add_moments(first: EncoderMoments, second: EncoderMoments) -> EncoderMoments:

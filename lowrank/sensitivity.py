@@ -16,6 +16,7 @@ from ..common.processes import all_gather, all_reduce, global_index
 from ..common.tensor_files import Checkpoint
 from ..configuration_lite_whisper import PROJECTIONS
 from ..models.layers import layer_inputs, projection_module, recorded, transcripts
+from .moments import OBSERVED_SIDE, EncoderMoments, Moments, empty_moments
 
 
 @dataclass
@@ -27,11 +28,14 @@ class Sensitivities:
         layers (`list[dict[str, torch.Tensor]]` of shape `(r, r)`, r = min(in_features, out_features)): one dict per
             encoder layer, from projection to E[g g^T]; g is the gradient of the loss at the projection's output, summed
             over frames and divided by their number; for a projection with more outputs than inputs, of W^T g instead.
+        moments (`EncoderMoments`): of the same frames as those of `collect_moments`, each weighted by the squared norm
+            of the gradient at what is observed: what the loss does not feel, padding for one, hardly counts.
         languages (`Counter[str]`): the number of windows in each language, as the model detects it; of an English-only
             model empty.
     """
 
     layers: list[dict[str, torch.Tensor]]
+    moments: EncoderMoments
     languages: Counter[str]
 
 
@@ -53,7 +57,7 @@ def collect_sensitivities(
     noise make the estimate steadier.
 
     Time: two forward passes of the encoder, the greedy transcripts, and for every draw about as much as two forward
-    passes. Memory: six d x d matrices in float64 per layer (2.5 GB for large-v3) and, for each window of a batch, the
+    passes. Memory: ten d x d matrices in float64 per layer (4.2 GB for large-v3) and, for each window of a batch, the
     inputs of all encoder layers, the activations of one of them and those of the decoder (together 1.6 GB). Of several
     processes each computes its shard of the batches, and all get the sensitivities of all audio.
 
@@ -76,8 +80,13 @@ def collect_sensitivities(
     for layer in encoder.layers:
         sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
         sums.append({name: torch.zeros(n, n, dtype=torch.float64, device=model.device) for name, n in sides.items()})
+    moments = empty_moments(encoder.layers)
+    weighted = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
     named = {f"{i}.{name}": total for i, of_layer in enumerate(sums) for name, total in of_layer.items()}
+    named |= {f"{name}.{part}": getattr(m, part) for name, m in weighted.items() for part in ("mean", "scatter")}
     kept = checkpoint.restore(named) if checkpoint else {}
+    for name, count in kept.get("weights", {}).items():
+        weighted[name].count = count
     done = {"batches": 0, "windows": 0, "frames": 0} | kept.get("done", {})
     languages = Counter(kept.get("languages", {}))
     training = model.training
@@ -89,10 +98,9 @@ def collect_sensitivities(
                 *inputs, last = layer_inputs(encoder, features)
                 generator = torch.Generator(model.device).manual_seed(noise_seed(seed, global_index(done["batches"])))
                 gradients, spoken = _output_gradients(model, last, generator, draws)
-                for layer, given, totals in zip(
-                    reversed(encoder.layers), reversed(inputs), reversed(sums), strict=True
-                ):
-                    gradients = _add_layer(layer, given, gradients, totals)
+                layers = zip(encoder.layers, inputs, sums, moments, strict=True)
+                for layer, given, totals, of_layer in reversed(list(layers)):
+                    gradients = _add_layer(layer, given, gradients, totals, of_layer)
                 if not all(gradient.isfinite().all() for gradient in gradients):
                     raise InputError("gradients are NaN or infinite; compute in float32", setting="dtype")
                 languages.update(spoken)
@@ -103,15 +111,19 @@ def collect_sensitivities(
                     "frames": done["frames"] + last.shape[0] * last.shape[1],
                 }
                 if checkpoint:
-                    checkpoint.keep(named, {"done": done, "languages": languages})
+                    weights = {name: m.count for name, m in weighted.items()}
+                    checkpoint.keep(named, {"done": done, "languages": languages, "weights": weights})
     finally:
         model.train(training)
     frames = int(all_reduce(torch.tensor(done["frames"], device=model.device)))
     if not frames:
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
     passes = frames * draws
-    layers = [{name: all_reduce(total) / passes for name, total in of_layer.items()} for of_layer in sums]
-    return Sensitivities(layers, Counter(language for part in all_gather([languages]) for language in part.elements()))
+    return Sensitivities(
+        [{name: all_reduce(total) / passes for name, total in of_layer.items()} for of_layer in sums],
+        [{name: m.of_all_processes() for name, m in of_layer.items()} for of_layer in moments],
+        Counter(language for part in all_gather([languages]) for language in part.elements()),
+    )
 
 
 def noise_seed(seed: int, batch: int) -> int:
@@ -149,18 +161,28 @@ def _add_layer(
     given: torch.Tensor,
     gradients: list[torch.Tensor],
     totals: dict[str, torch.Tensor],
+    moments: dict[str, Moments],
 ) -> list[torch.Tensor]:
-    """Adds the second moments of one layer's gradients to `totals`; returns the gradients at the layer's input."""
+    """
+    Adds the second moments of one layer's gradients to `totals`, and its frames, by the gradients, to `moments`.
+
+    Returns the gradients at the layer's input.
+    """
     with recorded(layer, PROJECTIONS) as kept:
         given = given.requires_grad_()
         result = layer(given, None)
     outputs = [output for _, output in kept.values()]
+    observed = {name: kept[name][side == "output"] for name, side in OBSERVED_SIDE.items()}
     below = []
     for gradient in gradients:
-        at_input, *at_outputs = torch.autograd.grad(
-            result, [given, *outputs], gradient, retain_graph=gradient is not gradients[-1]
+        at_input, *felt = torch.autograd.grad(
+            result, [given, *observed.values(), *outputs], gradient, retain_graph=gradient is not gradients[-1]
         )
         below.append(at_input)
+        at_observed, at_outputs = felt[: len(observed)], felt[len(observed) :]
+        for (projection, frames), at_frames in zip(observed.items(), at_observed, strict=True):
+            weights = at_frames.float().square().sum(dim=-1).flatten()
+            moments[projection].update(frames.detach().flatten(end_dim=-2), weights)
         for projection, at_output in zip(kept, at_outputs, strict=True):
             weight = projection_module(layer, projection).weight.detach()
             at_output = at_output.flatten(end_dim=-2)

@@ -23,11 +23,15 @@ def save_moments(
     """Writes moments, and sensitivities where there are any, to a safetensors file; `origin` says from what."""
     tensors = {}
     metadata = {"origin": json.dumps(origin)}
-    for layer, of_layer in enumerate(moments):
-        for projection, m in of_layer.items():
-            tensors[f"{layer}.{projection}.count"] = torch.tensor(m.count)
-            tensors[f"{layer}.{projection}.mean"] = m.mean.cpu()
-            tensors[f"{layer}.{projection}.scatter"] = m.scatter.cpu()
+    kinds = {"": moments} | ({} if sensitivities is None else {".weighted": sensitivities.moments})
+    for kind, of_kind in kinds.items():
+        for layer, of_layer in enumerate(of_kind):
+            for projection, m in of_layer.items():
+                tensors[f"{layer}.{projection}{kind}.count"] = torch.tensor(
+                    m.count, dtype=torch.int64 if isinstance(m.count, int) else torch.float64
+                )
+                tensors[f"{layer}.{projection}{kind}.mean"] = m.mean.cpu()
+                tensors[f"{layer}.{projection}{kind}.scatter"] = m.scatter.cpu()
     if sensitivities is not None:
         metadata["languages"] = json.dumps(sensitivities.languages)
         for layer, totals in enumerate(sensitivities.layers):
@@ -47,24 +51,28 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
         tensors, metadata = load_tensors(path)
         origin = json.loads(metadata["origin"])
         layers = 1 + max(int(name.split(".")[0]) for name in tensors)
-        moments = [
-            {
-                projection: Moments(
-                    int(tensors[f"{layer}.{projection}.count"]),
-                    tensors[f"{layer}.{projection}.mean"],
-                    tensors[f"{layer}.{projection}.scatter"],
-                )
-                for projection in OBSERVED_SIDE
-            }
-            for layer in range(layers)
-        ]
+
+        def of_kind(kind: str) -> EncoderMoments:
+            return [
+                {
+                    projection: Moments(
+                        tensors[f"{layer}.{projection}{kind}.count"].item(),
+                        tensors[f"{layer}.{projection}{kind}.mean"],
+                        tensors[f"{layer}.{projection}{kind}.scatter"],
+                    )
+                    for projection in OBSERVED_SIDE
+                }
+                for layer in range(layers)
+            ]
+
         if "languages" not in metadata:
-            return moments, None, origin
+            return of_kind(""), None, origin
         sensitivities = [
             {projection: tensors[f"{layer}.{projection}.sensitivity"] for projection in PROJECTIONS}
             for layer in range(layers)
         ]
-        return moments, Sensitivities(sensitivities, Counter(json.loads(metadata["languages"]))), origin
+        languages = Counter(json.loads(metadata["languages"]))
+        return of_kind(""), Sensitivities(sensitivities, of_kind(".weighted"), languages), origin
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error
 

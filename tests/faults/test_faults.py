@@ -153,7 +153,7 @@ def test_a_full_disk(stage: str, sizes: list[int], inputs: Path, stages, tmp_pat
 
 def test_a_disk_too_full_for_hidden_states(base_model, calibration_batches, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sequential, "IN_MEMORY", 0)
-    ranks, sensitivities = [{}] * 6, Sensitivities([{}] * 6, Counter())
+    ranks, sensitivities = [{}] * 6, Sensitivities([{}] * 6, [{}] * 6, Counter())
     with no_file_beyond(100_000):
         assert (
             exit_code(

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lite_whisper.common.errors import InputError
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
+from lite_whisper.lowrank.moments import OBSERVED_SIDE
 from lite_whisper.lowrank.sensitivity import collect_sensitivities, noise_seed
 from lite_whisper.models.layers import projection_module, transcripts
 
@@ -20,6 +21,7 @@ def sensitivities(base_model, calibration_batches):
 
 def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibration_batches, sensitivities) -> None:
     gradients: dict[tuple[int, str], list[torch.Tensor]] = {}
+    felt: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {}
     model = copy.deepcopy(base_model)
 
     def keep(key):
@@ -28,9 +30,19 @@ def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibra
 
         return watch
 
+    def keep_frames(key, side):
+        def watch(module, inputs, output) -> None:
+            frames = output if side == "output" else inputs[0]
+            pairs = felt.setdefault(key, [])
+            frames.register_hook(lambda gradient: pairs.append((frames.detach(), gradient.square().sum(dim=-1))))
+
+        return watch
+
     for index, layer in enumerate(model.get_encoder().layers):
         for projection in PROJECTIONS:
             projection_module(layer, projection).register_forward_hook(keep((index, projection)))
+        for projection, side in OBSERVED_SIDE.items():
+            projection_module(layer, projection).register_forward_hook(keep_frames((index, projection), side))
     for number, batch in enumerate(batch[:2] for batch in calibration_batches[:2]):
         generator = torch.Generator().manual_seed(noise_seed(5, number))
         tokens, predicted, _ = transcripts(base_model, base_model.get_encoder()(batch)[0])
@@ -49,6 +61,15 @@ def test_agrees_with_a_backward_pass_through_the_whole_model(base_model, calibra
         expected = frames.t() @ frames / len(frames)
         error = (sensitivities.layers[index][projection].double() - expected).norm() / expected.norm()
         assert error < 1e-3, f"layer {index} {projection}: {float(error):.1e}"
+    assert len(felt) == 4 * len(sensitivities.moments)
+    for (index, projection), pairs in felt.items():
+        frames, weights = (
+            torch.cat([part.double().flatten(end_dim=1) for part in of]) for of in zip(*pairs, strict=True)
+        )
+        found = sensitivities.moments[index][projection]
+        expected = torch.cov(frames.t(), correction=0, aweights=weights)
+        assert (found.covariance - expected).norm() < 1e-3 * expected.norm(), f"layer {index} {projection}"
+        torch.testing.assert_close(found.mean, weights @ frames / weights.sum(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_random_gradient_has_the_covariance_of_the_fisher_information() -> None:

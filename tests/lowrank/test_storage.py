@@ -20,11 +20,18 @@ from lite_whisper.lowrank.storage import load_moments, save_moments
 @pytest.mark.parametrize("with_sensitivities", [False, True])
 def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) -> None:
     totals = [{name: torch.randn(4, 4) for name in PROJECTIONS} for _ in moments]
-    sensitivities = Sensitivities(totals, Counter(en=3, nl=1)) if with_sensitivities else None
+    weighted = [
+        {name: Moments(0.1 + index, m.mean + 1, 2 * m.scatter) for name, m in of.items()}
+        for index, of in enumerate(moments)
+    ]
+    sensitivities = Sensitivities(totals, weighted, Counter(en=3, nl=1)) if with_sensitivities else None
     save_moments(moments, tmp_path / "moments.safetensors", {"seed": 3}, sensitivities)
     loaded, loaded_sensitivities, origin = load_moments(tmp_path / "moments.safetensors")
     assert origin == {"seed": 3}
-    for of_layer, expected in zip(loaded, moments, strict=True):
+    pairs = list(zip(loaded, moments, strict=True))
+    if loaded_sensitivities is not None:
+        pairs += zip(loaded_sensitivities.moments, weighted, strict=True)
+    for of_layer, expected in pairs:
         assert of_layer.keys() == expected.keys()
         for name, moment in of_layer.items():
             assert moment.count == expected[name].count
