@@ -11,14 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from calibration import LARGE_V3
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from lite_whisper.common.memory import PeakMemory
-from lite_whisper.lowrank import budget_ranks, collect_moments, collect_sensitivities, encoder_spectra, refit
+from lite_whisper.lowrank import budget_ranks, collect_moments, collect_sensitivities, compress, encoder_spectra
 
 TEXT_TOKENS = 100
 END_OF_TEXT = 50257
@@ -75,11 +74,10 @@ def main() -> None:
         spectra = encoder_spectra(model, moments, sensitivities)
         dense = sum(spectrum.dense_parameters for of_layer in spectra for spectrum in of_layer.values())
         ranks = budget_ranks(spectra, arguments.ratio * dense)
-    with tempfile.TemporaryDirectory() as folder:
-        with stage("refit"):
-            lite = refit(model, batches, ranks, sensitivities, folder=Path(folder) / "layers")
-        with stage("writing"):
-            lite.save_pretrained(Path(folder) / "model")
+    with stage("factors"):
+        lite = compress(model, moments, ranks, sensitivities)
+    with tempfile.TemporaryDirectory() as folder, stage("writing"):
+        lite.save_pretrained(folder)
     print(f"in all: {total:.0f} s")
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from quality import write_table
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -35,11 +34,9 @@ from lite_whisper.lowrank import (
     collect_sensitivities,
     compress,
     encoder_spectra,
-    refit,
     threshold_ranks,
 )
 from lite_whisper.lowrank.allocation import EncoderSpectra, total_cost
-from lite_whisper.lowrank.sensitivity import Sensitivities
 from lite_whisper.lowrank.spectrum import Spectrum
 from lite_whisper.models.folders import encoder_parameters
 from lite_whisper.training.recovery import Recovery, recover
@@ -149,7 +146,7 @@ def main() -> None:
             budget = total_cost(variances, published)
             report(seed, thresholds, "published", compress(model, moments, published))
             ranks = budget_ranks(losses, budget, MULTIPLE)
-            lite = refit(model, batches, ranks, sensitivities)
+            lite = compress(model, moments, ranks, sensitivities)
             report(seed, thresholds, "loss-aware", lite)
             if arguments.recover:
                 settings = Recovery(minutes=arguments.recover, noise=arguments.calibration_noise, seed=seed)
@@ -161,15 +158,9 @@ def main() -> None:
             by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
             report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
             report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
-            report(seed, thresholds, "ranks and factors by loss", compress(model, moments, ranks, sensitivities))
-            plain = [{name: torch.eye(len(s)) for name, s in layer.items()} for layer in sensitivities.layers]
-            without_metric = refit(
-                model, batches, ranks, Sensitivities(plain, sensitivities.moments, sensitivities.languages)
-            )
-            report(seed, thresholds, "ranks by loss, refit by variance", without_metric)
-            one = collect_sensitivities(model, batches, seed, draws=1)
-            one_ranks = budget_ranks(encoder_spectra(model, moments, one), budget, MULTIPLE)
-            report(seed, thresholds, "loss-aware, one draw", refit(model, batches, one_ranks, one))
+            four = collect_sensitivities(model, batches, seed, draws=4)
+            four_ranks = budget_ranks(encoder_spectra(model, moments, four), budget, MULTIPLE)
+            report(seed, thresholds, "loss-aware, four draws", compress(model, moments, four_ranks, four))
     if arguments.csv:
         write_table(rows, arguments.csv)
 

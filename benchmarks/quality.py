@@ -186,9 +186,8 @@ class Benchmark:
 
     def loss_aware(self, size: float) -> LiteWhisperForConditionalGeneration:
         """By this project's recipe."""
-        base, work = self.base("loss-aware"), self.file(f"unfinished/{size:g}")
-        work.mkdir(parents=True, exist_ok=True)
-        return compress_loss_aware(replace(self.settings, ratio=size), base.model, base.calibration, work)[0]
+        base = self.base("loss-aware")
+        return compress_loss_aware(replace(self.settings, ratio=size), base.model, base.calibration)[0]
 
     def recovered(self, size: float) -> LiteWhisperForConditionalGeneration:
         """By this project's recipe, then trained for a while on the calibration audio."""

@@ -131,8 +131,8 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-samples",
         type=positive,
-        default=100,
-        help="windows of calibration audio, 30 s each for the published Whispers (default 100)",
+        default=64,
+        help="windows of calibration audio, 30 s each for the published Whispers (default 64)",
     )
     parser.add_argument(
         "--noise",

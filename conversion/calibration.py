@@ -105,7 +105,7 @@ def _calibrate_loss_aware(
     wanted: dict[str, Any],
     work: Path,
 ) -> Calibration:
-    """The default recipe: moments and sensitivities; the refit to come needs the features too."""
+    """The default recipe: moments and sensitivities; the padding may be learnt from the features."""
     path = settings.moments or work / "moments.safetensors"
     kept = _load(path, wanted)
     audio, features = calibration_windows(settings, extractor)

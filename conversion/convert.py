@@ -87,7 +87,7 @@ def convert(settings: ConversionSettings) -> Conversion:
         if settings.recipe == "liteasr":
             lite, account = compress_liteasr(settings, base.model, base.calibration)
         else:
-            lite, account = compress_loss_aware(settings, base.model, base.calibration, work)
+            lite, account = compress_loss_aware(settings, base.model, base.calibration)
         if settings.recover and any(lite.config.low_rank_config or []):
             account["recovery"] = _recovered(settings, lite, base, account, work / "recovery")
             base.model.to(device)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from ..lowrank.allocation import (
     total_cost,
 )
 from ..lowrank.compression import compress, encoder_spectra
-from ..lowrank.sequential import refit
 from ..lowrank.spectrum import Spectrum
 from ..lowrank.time_cost import load_time_table
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
@@ -58,13 +56,9 @@ def compress_liteasr(
 
 
 def compress_loss_aware(
-    settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration, work: Path
+    settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration
 ) -> tuple[LiteWhisperForConditionalGeneration, Account]:
-    """
-    The default recipe: errors in units of the loss, one budget, sequential refit.
-
-    Finished layers are kept in the folder `work`, from which an interrupted refit goes on.
-    """
+    """The default recipe: errors in units of the loss, one budget."""
     sensitivities, origin = calibration.sensitivities, calibration.origin
     assert sensitivities is not None
     spectra = encoder_spectra(model, calibration.moments, sensitivities)
@@ -79,8 +73,7 @@ def compress_loss_aware(
     else:
         ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), settings.rank_multiple)
     frames = model.config.max_source_positions
-    lite = refit(model, calibration.batches, ranks, sensitivities, folder=work / "layers", origin=origin)
-    return lite, {
+    return compress(model, calibration.moments, ranks, sensitivities), {
         "recipe": recipe,
         "calibration": {**origin, "languages": dict(sensitivities.languages.most_common())},
         # in nats per window of audio

@@ -75,7 +75,7 @@ class ConversionSettings:
     cost: Literal["parameters", "time"] | None = None
     profile: Path | None = None
     rank_multiple: int = 16
-    num_samples: int = 100
+    num_samples: int = 64
     noise: Noise | None = None
     seed: int = 0
     batch_size: int = 4

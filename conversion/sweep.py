@@ -16,7 +16,6 @@ from ..common.plots import saved_figure
 from ..common.processes import broadcast, is_main_process, join
 from ..lowrank.allocation import budget_ranks, threshold_ranks_within
 from ..lowrank.compression import compress, encoder_spectra
-from ..lowrank.sequential import refit
 from ..models.folders import encoder_parameters
 from .convert import CalibratedModel, load_and_calibrate
 from .measurement import clips_to_transcribe, measure
@@ -111,9 +110,7 @@ def _measured(
         published = threshold_ranks_within(variances, budget, settings.rank_multiple)
         add("liteasr", ratio, partial(compress, model, moments, published))
         ranks = budget_ranks(losses, budget, settings.rank_multiple)
-        layers = work / f"layers-{ratio}"
-        fit = partial(refit, model, calibration.batches, ranks, sensitivities, folder=layers, origin=origin)
-        add("loss-aware", ratio, fit)
+        add("loss-aware", ratio, partial(compress, model, moments, ranks, sensitivities))
     return rows
 
 

@@ -5,7 +5,6 @@ from .allocation import budget_ranks, threshold_ranks
 from .compression import compress, encoder_spectra
 from .moments import add_moments, collect_moments
 from .sensitivity import collect_sensitivities
-from .sequential import refit
 from .storage import load_moments, save_moments
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "encoder_spectra",
     "feature_batches",
     "load_moments",
-    "refit",
     "save_moments",
     "threshold_ranks",
 ]

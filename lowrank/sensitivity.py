@@ -44,7 +44,7 @@ def collect_sensitivities(
     batches: Iterable[torch.Tensor],
     seed: int = 0,
     num_samples: int | None = None,
-    draws: int = 4,
+    draws: int = 1,
     checkpoint: "Checkpoint | None" = None,
 ) -> Sensitivities:
     """
@@ -66,7 +66,7 @@ def collect_sensitivities(
         batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
         seed (`int`, *optional*, defaults to 0): of the Gaussian noise, which each batch has of its own.
         num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
-        draws (`int`, *optional*, defaults to 4): backward passes for each window.
+        draws (`int`, *optional*, defaults to 1): backward passes for each window.
         checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
 
     Returns:
@@ -76,18 +76,14 @@ def collect_sensitivities(
         InputError: there was no audio, or a gradient is NaN or infinite.
     """
     encoder = model.get_encoder()
-    sums = []
-    for layer in encoder.layers:
-        sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
-        sums.append({name: torch.zeros(n, n, dtype=torch.float64, device=model.device) for name, n in sides.items()})
-    moments = empty_moments(encoder.layers)
+    sums, moments = [_empty_sums(layer) for layer in encoder.layers], empty_moments(encoder.layers)
     weighted = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
     named = {f"{i}.{name}": total for i, of_layer in enumerate(sums) for name, total in of_layer.items()}
     named |= {f"{name}.{part}": getattr(m, part) for name, m in weighted.items() for part in ("mean", "scatter")}
     kept = checkpoint.restore(named) if checkpoint else {}
-    for name, count in kept.get("weights", {}).items():
+    done = {"batches": 0, "windows": 0, "frames": 0, "weights": {}} | kept.get("done", {})
+    for name, count in done["weights"].items():
         weighted[name].count = count
-    done = {"batches": 0, "windows": 0, "frames": 0} | kept.get("done", {})
     languages = Counter(kept.get("languages", {}))
     training = model.training
     model.eval()
@@ -109,21 +105,27 @@ def collect_sensitivities(
                     "batches": done["batches"] + 1,
                     "windows": done["windows"] + len(batch),
                     "frames": done["frames"] + last.shape[0] * last.shape[1],
+                    "weights": {name: m.count for name, m in weighted.items()},
                 }
                 if checkpoint:
-                    weights = {name: m.count for name, m in weighted.items()}
-                    checkpoint.keep(named, {"done": done, "languages": languages, "weights": weights})
+                    checkpoint.keep(named, {"done": done, "languages": languages})
     finally:
         model.train(training)
-    frames = int(all_reduce(torch.tensor(done["frames"], device=model.device)))
-    if not frames:
+    passes = draws * int(all_reduce(torch.tensor(done["frames"], device=model.device)))
+    if not passes:
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
-    passes = frames * draws
     return Sensitivities(
         [{name: all_reduce(total) / passes for name, total in of_layer.items()} for of_layer in sums],
         [{name: m.of_all_processes() for name, m in of_layer.items()} for of_layer in moments],
         Counter(language for part in all_gather([languages]) for language in part.elements()),
     )
+
+
+def _empty_sums(layer: WhisperEncoderLayer) -> dict[str, torch.Tensor]:
+    """For the second moments of the gradients at the narrow side of each projection."""
+    sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
+    device = layer.fc1.weight.device
+    return {name: torch.zeros(n, n, dtype=torch.float64, device=device) for name, n in sides.items()}
 
 
 def noise_seed(seed: int, batch: int) -> int:

@@ -187,52 +187,6 @@ def factorize(
     return balanced(Factors(weight.t() @ into, out.t(), bias))
 
 
-def regress(
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    mean: torch.Tensor,
-    covariance: torch.Tensor,
-    target_mean: torch.Tensor,
-    cross_covariance: torch.Tensor,
-    metric: Metric,
-    rank: int,
-    ridge: float,
-) -> Factors:
-    """
-    The map of limited rank that takes given inputs nearest to given targets: reduced-rank regression (Izenman, 1975).
-
-    The full map M = W + (cov(t, x) - W cov(x)) (cov(x) + ridge * mean variance * I)^-1 is kept near W where the inputs
-    say little; of M x the `rank` leading directions in the metric are kept, as in `factorize`.
-
-    Args:
-        weight (`torch.Tensor` of shape `(out_features, in_features)`): W of the projection.
-        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): b.
-        mean (`torch.Tensor` of shape `(in_features,)`): of the inputs x.
-        covariance (`torch.Tensor` of shape `(in_features, in_features)`): of the inputs.
-        target_mean (`torch.Tensor` of shape `(r,)`, r = min(in_features, out_features)): of the targets t: the desired
-            outputs without b, in the coordinates of `reduced_weight`.
-        cross_covariance (`torch.Tensor` of shape `(r, in_features)`): of targets and inputs.
-        metric (`Metric`): of the outputs.
-        rank (`int`): at most r.
-        ridge (`float`): not negative.
-
-    Returns:
-        `Factors`: `balanced`, in float64.
-    """
-    q, r = reduced_weight(weight.double())
-    covariance, cross_covariance = covariance.double(), cross_covariance.double()
-    damped = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
-    full = r + torch.linalg.solve(damped, (cross_covariance - r @ covariance).t()).t()
-    kept = metric.root @ full @ covariance @ full.t() @ metric.root
-    directions = torch.linalg.eigh((kept + kept.t()) / 2).eigenvectors[:, -rank:].flip(1)
-    weight1 = full.t() @ (metric.root @ directions)
-    weight2 = (metric.inverse @ directions).t()
-    offset = target_mean.double() - (mean.double() @ weight1) @ weight2
-    if q is not None:
-        weight2, offset = weight2 @ q.t(), q @ offset
-    return balanced(Factors(weight1, weight2, offset if bias is None else offset + bias.double()))
-
-
 def balanced(factors: Factors) -> Factors:
     """
     The same map with the singular values of both factors equal: the square roots of those of their product.

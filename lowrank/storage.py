@@ -1,4 +1,4 @@
-"""Files that keep what took long to compute: moments and sensitivities, and layers that were fitted."""
+"""Files that keep what took long to compute: moments and sensitivities."""
 
 import json
 from collections import Counter
@@ -9,12 +9,10 @@ import torch
 from safetensors import SafetensorError
 
 from ..common.errors import InputError
-from ..common.files import check_same
 from ..common.tensor_files import load_tensors, save_tensors
 from ..configuration_lite_whisper import PROJECTIONS
 from .moments import OBSERVED_SIDE, EncoderMoments, Moments
 from .sensitivity import Sensitivities
-from .spectrum import Factors
 
 
 def save_moments(
@@ -65,7 +63,8 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
                 for layer in range(layers)
             ]
 
-        if "languages" not in metadata:
+        # An earlier version kept no weighted moments; its sensitivities are computed anew.
+        if "languages" not in metadata or "0.q_proj.weighted.count" not in tensors:
             return of_kind(""), None, origin
         sensitivities = [
             {projection: tensors[f"{layer}.{projection}.sensitivity"] for projection in PROJECTIONS}
@@ -75,34 +74,3 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
         return of_kind(""), Sensitivities(sensitivities, of_kind(".weighted"), languages), origin
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error
-
-
-def save_layer(factors: dict[str, Factors], path: Path, origin: dict[str, Any]) -> None:
-    """Writes the factors of one layer's projections to a safetensors file; `origin` says how they were made."""
-    tensors = {
-        f"{projection}.{name}": value
-        for projection, of_projection in factors.items()
-        for name, value in of_projection._asdict().items()
-    }
-    save_tensors(tensors, path, {"origin": json.dumps(origin)})
-
-
-def load_layer(path: Path, origin: dict[str, Any]) -> dict[str, Factors]:
-    """
-    Reads what `save_layer` wrote.
-
-    Raises:
-        InputError: the file is damaged, or was made in another way than `origin` says.
-    """
-    try:
-        tensors, metadata = load_tensors(path)
-        kept = json.loads(metadata["origin"])
-        projections = {name.split(".")[0] for name in tensors}
-        factors = {
-            projection: Factors(*(tensors[f"{projection}.{name}"] for name in Factors._fields))
-            for projection in projections
-        }
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a fitted layer ({error}); remove it to fit it anew") from error
-    check_same(kept, origin, path.parent)
-    return factors

@@ -80,7 +80,7 @@ def parsed(options: list[str]) -> argparse.Namespace:
 def test_datasets_may_be_named_together_or_one_by_one() -> None:
     common = ["--model", "m", "--output", "o", "--dataset", "a", "b"]
     assert parsed([*common, "--dataset", "c"]).dataset == ["a", "b", "c"]
-    assert parsed(common).num_samples == 100
+    assert parsed(common).num_samples == 64
 
 
 def test_without_arguments_the_miniature_is_converted_and_evaluated() -> None:

@@ -38,10 +38,10 @@ from accelerate import PartialState
 from lite_whisper import convert
 from lite_whisper.cli import evaluate
 from lite_whisper.evaluation import evaluate as runner
-from lite_whisper.lowrank import sequential
+from lite_whisper.lowrank import compression
 
 if "--break" in sys.argv:
-    solve, calls = sequential.regress, []
+    solve, calls = compression.factorize, []
 
     def broken(*arguments):
         calls.append(1)
@@ -49,7 +49,7 @@ if "--break" in sys.argv:
             os.kill(os.getpid(), signal.SIGKILL)
         return solve(*arguments)
 
-    sequential.regress = broken
+    compression.factorize = broken
 runner.CHUNK = 3
 code = convert.main({[str(word) for word in CONVERT]})
 sys.exit(code or evaluate.main({[str(word) for word in EVALUATE]}))
@@ -134,7 +134,7 @@ def test_three_processes_do_what_one_does(recordings: Path, tmp_path: Path, monk
             (folder / "program.py").write_text(PROGRAM)
         broken = launch(3, folders[3], "program.py", "--break")
         assert broken.returncode != 0 and "SIGKILL" in broken.stderr
-        assert not (folders[3] / "lite").exists() and (folders[3] / "lite.unfinished/layers").exists()
+        assert not (folders[3] / "lite").exists() and (folders[3] / "moments.safetensors").exists()
         results = [launch(processes, folder, "program.py") for processes, folder in folders.items()]
     for result, folder in zip(results, folders.values(), strict=True):
         assert result.returncode == 0, result.stderr

@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 from argparse import ArgumentParser
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -26,10 +25,7 @@ from lite_whisper.common.errors import InputError
 from lite_whisper.common.files import check_output_folder, temporary_name, tidy, unfinished
 from lite_whisper.common.journal import append, drop_torn_line
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
-from lite_whisper.lowrank import sequential
-from lite_whisper.lowrank.sensitivity import Sensitivities
-from lite_whisper.lowrank.spectrum import Factors
-from lite_whisper.lowrank.storage import load_layer, load_moments, save_layer, save_moments
+from lite_whisper.lowrank.storage import load_moments, save_moments
 from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
 from lite_whisper.transcription.transcriber import finished, read_transcripts
@@ -151,19 +147,6 @@ def test_a_full_disk(stage: str, sizes: list[int], inputs: Path, stages, tmp_pat
     assert not differences(stages[stage][1], contents(tmp_path))
 
 
-def test_a_disk_too_full_for_hidden_states(base_model, calibration_batches, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sequential, "IN_MEMORY", 0)
-    ranks, sensitivities = [{}] * 6, Sensitivities([{}] * 6, [{}] * 6, Counter())
-    with no_file_beyond(100_000):
-        assert (
-            exit_code(
-                ArgumentParser(), lambda: sequential.refit(base_model, calibration_batches[:1], ranks, sensitivities)
-            )
-            == 1
-        )
-    assert "free some space or choose another disk" in error_of(capsys)
-
-
 @pytest.mark.parametrize(
     "write",
     [
@@ -263,22 +246,15 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(stages, tmp_path: Path, monkey
 
 
 def test_no_flipped_bit_in_tensors_goes_unnoticed(tmp_path: Path, moments) -> None:
-    """Neither in a layer nor in moments."""
-    factors = {"q_proj": Factors(torch.randn(6, 2), torch.randn(2, 6), torch.randn(6))}
-    save_layer(factors, tmp_path / "layer.safetensors", {"seed": 1})
     save_moments(moments[:1], tmp_path / "moments.safetensors", {"seed": 1})
     generator, damaged = random.Random(0), tmp_path / "damaged.safetensors"
-    for name, read in (
-        ("layer.safetensors", lambda: load_layer(damaged, {"seed": 1})),
-        ("moments.safetensors", lambda: load_moments(damaged)),
-    ):
-        data = (tmp_path / name).read_bytes()
-        digest = data.find(b'"sha256"')  # by another name it is as if there were none
-        places = set(range(len(data))) - set(range(digest, digest + 8))
-        for place in generator.sample(sorted(places), 40):
-            damaged.write_bytes(flip(data, place, generator.randrange(8)))
-            with pytest.raises(InputError, match="remove"):
-                read()
+    data = (tmp_path / "moments.safetensors").read_bytes()
+    digest = data.find(b'"sha256"')  # by another name it is as if there were none
+    places = set(range(len(data))) - set(range(digest, digest + 8))
+    for place in generator.sample(sorted(places), 40):
+        damaged.write_bytes(flip(data, place, generator.randrange(8)))
+        with pytest.raises(InputError, match="remove"):
+            load_moments(damaged)
 
 
 def test_no_flipped_bit_in_lines_goes_unnoticed(tmp_path: Path) -> None:
