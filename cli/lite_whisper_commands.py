@@ -7,8 +7,11 @@ classes known to transformers, and `lite-whisper --help` need not wait for them.
 
 import importlib
 import importlib.metadata
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 COMMANDS = {
     "convert": ("lite_whisper.convert", "compress a Whisper"),
@@ -25,16 +28,27 @@ COMMANDS = {
 
 def load(command: str) -> Callable[[Sequence[str], str], int]:
     """The `main` of a command, which takes its arguments and how the program is called, and returns the exit code."""
-    return importlib.import_module(COMMANDS[command][0]).main
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # one that is ignored, as with nohup, stays so
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        return importlib.import_module(COMMANDS[command][0]).main
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupted(*signal_and_frame: object) -> NoReturn:
+    """Ends at once while packages load: a KeyboardInterrupt that comes where one of their objects is freed is lost."""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(130)
 
 
 def main() -> int:
     """Runs the command that the first argument names; returns the exit code."""
     try:
         return run()
-    except KeyboardInterrupt:  # while its packages load; a command that runs ends by itself
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt:  # before the command runs; one that runs ends by itself
+        interrupted()
 
 
 def run() -> int:

@@ -176,7 +176,6 @@ def flip(data: bytes, place: int, bit: int = 0) -> bytes:
     ("stage", "name"),
     [
         ("convert", "lite.unfinished/moments.safetensors"),
-        ("convert", "lite.unfinished/layers/layer_01.safetensors"),
         ("evaluate", "results/MODEL_whisper-digits_DATASET_test.jsonl"),
         ("evaluate", "results/MODEL_whisper-digits_DATASET_test.settings.json"),
         ("transcribe", "out.jsonl.unfinished/origin.json"),
