@@ -53,10 +53,10 @@ def encoder_spectra(
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
     metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
-    moments = blended(moments, sensitivities.moments, UNIFORM) if sensitivities else moments
     layerwise = list(shard(enumerate(zip(layers, moments, metrics, strict=True))))
-    for index, (layer, of_layer, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
+    for index, (layer, uniform, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
         spectra[index] = {}
+        of_layer = blended(uniform, sensitivities.moments[index], UNIFORM) if sensitivities else uniform
         for projection in PROJECTIONS:
             linear = projection_module(layer, projection)
             observed, side = _observed(of_layer, projection)
@@ -98,10 +98,10 @@ def compress(
     """
     lite = empty_lite_model(model, ranks)
     metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
-    moments = blended(moments, sensitivities.moments, UNIFORM) if sensitivities else moments
     twins = lite.get_encoder().layers
-    layers = list(shard(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True)))
-    for layer, twin, of_layer, observed_layer, of_metric in tqdm(layers, "factorisation", unit="layer"):
+    layers = list(shard(enumerate(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True))))
+    for index, (layer, twin, of_layer, uniform, of_metric) in tqdm(layers, "factorisation", unit="layer"):
+        observed_layer = blended(uniform, sensitivities.moments[index], UNIFORM) if sensitivities else uniform
         for projection, rank in of_layer.items():
             linear = projection_module(layer, projection)
             observed, side = _observed(observed_layer, projection)

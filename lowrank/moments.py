@@ -190,13 +190,13 @@ def _check_finite(moments: EncoderMoments) -> None:
         )
 
 
-def blended(uniform: EncoderMoments, weighted: EncoderMoments, share: float) -> EncoderMoments:
+def blended(uniform: dict[str, Moments], weighted: dict[str, Moments], share: float) -> dict[str, Moments]:
     """
-    Moments of frames each of which counts as a mean of two ways of weighting them.
+    Moments of a layer's frames, each of which counts as a mean of two ways of weighting them.
 
     Args:
-        uniform (`EncoderMoments`): in which all frames count the same; the result has their count.
-        weighted (`EncoderMoments`): in which they do not.
+        uniform (`dict[str, Moments]`): in which all frames count the same; the result has their count.
+        weighted (`dict[str, Moments]`): in which they do not.
         share (`float`): of the former, between 0 and 1.
     """
 
@@ -206,7 +206,7 @@ def blended(uniform: EncoderMoments, weighted: EncoderMoments, share: float) -> 
         total = scaled[0] + scaled[1]
         return Moments(one.count, total.mean, total.scatter * (one.count / total.count))
 
-    return [{name: both(a[name], b[name]) for name in a} for a, b in zip(uniform, weighted, strict=True)]
+    return {name: both(uniform[name], weighted[name]) for name in uniform}
 
 
 def add_moments(first: EncoderMoments, second: EncoderMoments) -> EncoderMoments:

@@ -173,23 +173,21 @@ def _add_layer(
     with recorded(layer, PROJECTIONS) as kept:
         given = given.requires_grad_()
         result = layer(given, None)
-    outputs = [output for _, output in kept.values()]
+    # Where W has more rows than columns, W^T g is the gradient at the input, which fc1 has for itself.
+    shapes = {name: projection_module(layer, name).weight.shape for name in kept}
+    narrow = {name: kept[name][rows <= columns] for name, (rows, columns) in shapes.items()}
     observed = {name: kept[name][side == "output"] for name, side in OBSERVED_SIDE.items()}
     below = []
     for gradient in gradients:
         at_input, *felt = torch.autograd.grad(
-            result, [given, *observed.values(), *outputs], gradient, retain_graph=gradient is not gradients[-1]
+            result, [given, *observed.values(), *narrow.values()], gradient, retain_graph=gradient is not gradients[-1]
         )
         below.append(at_input)
-        at_observed, at_outputs = felt[: len(observed)], felt[len(observed) :]
+        at_observed, at_narrow = felt[: len(observed)], felt[len(observed) :]
         for (projection, frames), at_frames in zip(observed.items(), at_observed, strict=True):
             weights = at_frames.float().square().sum(dim=-1).flatten()
             moments[projection].update(frames.detach().flatten(end_dim=-2), weights)
-        for projection, at_output in zip(kept, at_outputs, strict=True):
-            weight = projection_module(layer, projection).weight.detach()
-            at_output = at_output.flatten(end_dim=-2)
-            if weight.shape[0] > weight.shape[1]:
-                at_output = at_output @ weight
-            at_output = at_output.to(torch.promote_types(at_output.dtype, torch.float32))
-            totals[projection].add_(at_output.t() @ at_output)
+        for projection, at_side in zip(narrow, at_narrow, strict=True):
+            rows = at_side.flatten(end_dim=-2).to(torch.promote_types(at_side.dtype, torch.float32))
+            totals[projection].add_(rows.t() @ rows)
     return below

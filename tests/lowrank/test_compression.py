@@ -76,7 +76,7 @@ def test_blended_moments_are_those_of_blended_weights() -> None:
     for part in (slice(0, 20), slice(20, 50)):
         uniform.update(frames[part])
         weighted.update(frames[part], weights[part])
-    [[found]] = [of_layer.values() for of_layer in blended([{"fc1": uniform}], [{"fc1": weighted}], 0.3)]
+    found = blended({"fc1": uniform}, {"fc1": weighted}, 0.3)["fc1"]
     both = 0.3 / 50 + 0.7 * weights.double() / weights.double().sum()
     expected = torch.cov(frames.double().t(), correction=0, aweights=both)
     assert found.count == 50
@@ -90,7 +90,7 @@ def test_frames_without_weight_are_left_out() -> None:
     assert moments.count == 0 and not moments.scatter.any()
     uniform = Moments.zeros(3)
     uniform.update(torch.randn(4, 3))
-    [found] = blended([{"fc1": uniform}], [{"fc1": moments}], 0.2)
+    found = blended({"fc1": uniform}, {"fc1": moments}, 0.2)
     torch.testing.assert_close(found["fc1"].covariance, uniform.covariance)
 
 
@@ -146,7 +146,7 @@ def test_spectra_in_units_of_the_loss(base_model, moments, sensitivities) -> Non
     """Undamped, all eigenvalues together are what outputs replaced by their mean would cost: tr(G cov(y))."""
     spectra = encoder_spectra(base_model, moments, sensitivities, damping=1e-9)
     layer = base_model.get_encoder().layers[2]
-    of_layer = blended(moments, sensitivities.moments, UNIFORM)[2]
+    of_layer = blended(moments[2], sensitivities.moments[2], UNIFORM)
     weight = layer.self_attn.v_proj.weight.detach().double()
     covariance = weight @ of_layer["q_proj"].covariance.double() @ weight.t()
     expected = (sensitivities.layers[2]["v_proj"].double() @ covariance).trace()
