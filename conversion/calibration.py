@@ -32,8 +32,8 @@ class Calibration:
         origin (`dict`): from what they were computed.
         sensitivities (`Sensitivities`, *optional*): of the loss; the published recipe needs none.
         batches (`list[torch.Tensor]`):
-            The log-mel features, each of shape `(batch, mel bins, mel frames)`; of several processes each has its
-            shard. The published recipe needs none.
+            The log-mel features, where they had to be read for the default recipe, each of shape
+            `(batch, mel bins, mel frames)`; of several processes each has its shard.
     """
 
     moments: EncoderMoments
@@ -105,9 +105,11 @@ def _calibrate_loss_aware(
     wanted: dict[str, Any],
     work: Path,
 ) -> Calibration:
-    """The default recipe: moments and sensitivities; the padding may be learnt from the features."""
+    """The default recipe: moments and sensitivities; the padding may be learnt from the same features."""
     path = settings.moments or work / "moments.safetensors"
     kept = _load(path, wanted)
+    if kept and kept.sensitivities:
+        return kept
     audio, features = calibration_windows(settings, extractor)
     batches = tuple(features)
     windows = sum(map(len, batches))

@@ -92,7 +92,7 @@ def convert(settings: ConversionSettings) -> Conversion:
             account["recovery"] = _recovered(settings, lite, base, account, work / "recovery")
             base.model.to(device)  # type: ignore[arg-type]
         if settings.constant_padding:
-            # The published recipe has taken its windows from a stream.
+            # They were not kept by the published recipe, nor read where a file holds the calibration.
             windows = base.calibration.batches or calibration_windows(settings, base.processor.feature_extractor)[1]
             learn_anew(lite.float(), windows, settings.seed)
         before, after = (measure(model, base.processor, clips, settings, base.dtype) for model in (base.model, lite))
