@@ -140,6 +140,9 @@ def main() -> None:
         moments = collect_moments(model, batches)
         sensitivities = collect_sensitivities(model, batches, seed)
         variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
+        ingredients = not seed and not arguments.recover
+        if ingredients:
+            four = collect_sensitivities(model, batches, seed, draws=4)
         for thresholds in arguments.thresholds:
             attention, mlp = map(float, thresholds.split(":"))
             published = threshold_ranks(variances, (attention, mlp), MULTIPLE)
@@ -153,12 +156,11 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     print(recover(lite, model, extractor, audio, WINDOWS, Path(folder), settings))
                 report(seed, thresholds, "recovered", lite)
-            if seed or arguments.recover:
+            if not ingredients:
                 continue
             by_variance = budget_ranks(relative(variances), budget, MULTIPLE)
             report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
             report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
-            four = collect_sensitivities(model, batches, seed, draws=4)
             four_ranks = budget_ranks(encoder_spectra(model, moments, four), budget, MULTIPLE)
             report(seed, thresholds, "loss-aware, four draws", compress(model, moments, four_ranks, four))
     if arguments.csv:

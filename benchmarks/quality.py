@@ -41,7 +41,7 @@ from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
 from lite_whisper.lowrank import compress, encoder_spectra
 from lite_whisper.lowrank.allocation import threshold_ranks_within
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.models.folders import encoder_parameters
+from lite_whisper.models.folders import encoder_parameters, load_base_model, load_processor
 from lite_whisper.training.recovery import Recovery, recover
 
 SIZES = (0.81, 0.65, 0.5)
@@ -134,7 +134,8 @@ class Benchmark:
     def __init__(self, settings: ConversionSettings, arguments: argparse.Namespace) -> None:
         self.settings, self.arguments = settings, arguments
         self.bases: dict[str, CalibratedModel] = {}
-        self.processor = self.base("published").processor
+        self.model, folder = load_base_model(settings.model)
+        self.processor = load_processor(folder)
         self.normalize = text_normalizer(arguments.normalizer, self.processor.tokenizer)
         self.tests = dict(self.conditions())
 
@@ -164,7 +165,7 @@ class Benchmark:
 
     def run(self) -> None:
         """Prints the table row by row and writes it."""
-        uncompressed = self.transcripts("uncompressed", lambda: self.base("published").model)
+        uncompressed = self.transcripts("uncompressed", lambda: self.model)
         rows = self.rows("uncompressed", 1.0, uncompressed, uncompressed)
         for size in self.arguments.sizes:
             for recipe in self.arguments.recipes:
