@@ -2,24 +2,30 @@
 
 import logging
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ..audio import AudioDataset, feature_batches
 from ..common.files import check_output_file, check_same
 from ..common.processes import broadcast, is_main_process, num_processes, shard
 from ..common.tensor_files import Checkpoint
+from ..common.timing import now
 from ..lowrank.moments import EncoderMoments, collect_moments
 from ..lowrank.sensitivity import Sensitivities, collect_sensitivities
 from ..lowrank.storage import load_moments, save_moments
 from .settings import ConversionSettings
 
 logger = logging.getLogger(__name__)
+
+FORWARD_PASSES = 7.5  # of the encoder take as long as both passes of the default recipe over a window, on whisper-base
+WORTH_SAYING = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ def _calibrate_loss_aware(
     audio, features = calibration_windows(settings, extractor)
     batches = tuple(features)
     windows = sum(map(len, batches))
+    _announce(model, batches, windows)
     if kept is None:
         moments = collect_moments(model, batches, windows, _checkpoint(settings, work, "moments", wanted))
         kept = Calibration(moments, _origin(wanted, moments, audio))
@@ -123,6 +130,20 @@ def _calibrate_loss_aware(
         if is_main_process():
             save_moments(kept.moments, path, kept.origin, kept.sensitivities)
     return replace(kept, batches=batches)
+
+
+@torch.no_grad()
+def _announce(model: WhisperForConditionalGeneration, batches: Sequence[torch.Tensor], windows: int) -> None:
+    """Says how long the default recipe will calibrate, unless that is soon over; measured on the first batch."""
+    if not windows:
+        return
+    encoder, features = model.get_encoder(), batches[0].to(model.device, model.dtype)
+    encoder(features[:1])  # which prepares the device
+    start = now(model.device)
+    encoder(features)
+    seconds = FORWARD_PASSES * windows / len(features) * (now(model.device) - start)
+    if seconds > WORTH_SAYING and is_main_process():
+        tqdm.write(f"calibration takes about {seconds / 60:.0f} minutes", file=sys.stderr)
 
 
 def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:

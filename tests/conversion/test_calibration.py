@@ -1,4 +1,4 @@
-"""Calibration that is kept in a file, by `--moments`."""
+"""Calibration: kept in a file by `--moments`, and announced."""
 
 import json
 import re
@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conversions import CLIPS, MODEL, arguments, contents, only_message, run, unnamed_contents
 
+from lite_whisper.conversion import calibration
 from lite_whisper.convert import main
 
 
@@ -73,3 +75,12 @@ def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypat
     assert first == again
     assert main(arguments(tmp_path / "published-again", speech, *kept)) == 0
     assert unnamed_contents(tmp_path / "published-again") == unnamed_contents(tmp_path / "published")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(40.0, "calibration takes about 10 minutes"), (3.0, "")])
+def test_a_long_calibration_is_announced(base_model, monkeypatch, capsys, seconds: float, said: str) -> None:
+    """Two batches of four windows, the first of which takes the encoder so long, cost 15 passes over four windows."""
+    clock = iter((0.0, seconds))
+    monkeypatch.setattr(calibration, "now", lambda device: next(clock))
+    calibration._announce(base_model, [torch.zeros(4, 80, 600)] * 2, 8)
+    assert capsys.readouterr().err.strip() == said
