@@ -53,7 +53,7 @@ setup(
         "shtab",
         "soundfile",
         "soxr",
-        "torch>=2.4",
+        "torch>=2.9",
         "tqdm",
         "transformers>=5,<6",
     ],

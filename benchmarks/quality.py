@@ -2,8 +2,8 @@
 What compression costs a Whisper in word error rate: the published recipe and this project's, at equal size.
 
     python benchmarks/quality.py --model MODEL --calibration AUDIO... --test SET... --output FOLDER
-        [--sizes 0.81 0.65 0.5] [--recipes published loss-aware] [--recover MINUTES] [--noise DB...] [--rates HZ...]
-        [--gains DB...] [--normalizer english] [--num-samples N] [--batch-size 8]
+        [--sizes 0.81 0.65 0.5] [--recipes published loss-aware] [--recover MINUTES [--bf16]] [--noise DB...]
+        [--rates HZ...] [--gains DB...] [--normalizer english] [--num-samples N] [--batch-size 8]
 
 MODEL is a folder or a Hub id, SET a folder with transcripts, a size the share of the encoder's parameters that is kept.
 Every set is transcribed greedily, as it is and under each condition: with white noise at so many dB, as if recorded at
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=float, default=SIZES)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--recover", type=float, metavar="MINUTES", help="also what loss-aware is after recovery")
+    parser.add_argument("--bf16", action="store_true", help="recover in bfloat16 where that is safe (autocast)")
     parser.add_argument("--noise", nargs="*", type=float, default=[], metavar="DB")
     parser.add_argument("--rates", nargs="*", type=float, default=[], metavar="HZ")
     parser.add_argument("--gains", nargs="*", type=float, default=[], metavar="DB")
@@ -195,7 +196,8 @@ class Benchmark:
         lite, base = self.loss_aware(size), self.base("loss-aware")
         settings = Recovery(minutes=self.arguments.recover, noise=self.settings.noise or (), seed=self.settings.seed)
         audio, folder = AudioDataset(self.arguments.calibration), self.file(f"unfinished/recovery-{size:g}")
-        print(recover(lite, base.model, self.processor.feature_extractor, audio, 10**6, folder, settings), flush=True)
+        given = (self.processor.feature_extractor, audio, 10**6, folder, settings)
+        print(recover(lite, base.model, *given, bf16=self.arguments.bf16), flush=True)
         return lite
 
     def transcripts(self, contender: str, make: Callable[[], WhisperForConditionalGeneration]) -> dict[str, list[str]]:

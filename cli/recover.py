@@ -31,7 +31,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         "--noise", type=noise_range, default=Recovery.noise, metavar="LOW:HIGH", help="as in convert (default 0:40)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the samples, the noise and their order (default 0)")
-    parser.add_argument("--batch-size", type=positive, default=Recovery.batch_size, help="windows per step (default 8)")
+    parser.add_argument("--batch-size", type=positive, default=Recovery.batch_size, help="windows per step (default 2)")
     parser.add_argument("--learning-rate", type=float, default=Recovery.learning_rate)
     add_device(parser)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where that is safe (autocast)")

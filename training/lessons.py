@@ -19,11 +19,14 @@ from ..audio import SAMPLING_RATE, Clip, feature_batches
 from ..common.errors import InputError
 from ..common.files import claim
 from ..common.tensor_files import load_tensors, save_tensors
+from ..common.timing import now
 from ..models.layers import layer_inputs, transcripts
 
 logger = logging.getLogger(__name__)
 
 LAYERS = 5  # at the most so many outputs of layers below the last are compared, evenly spaced
+TAUGHT_AT_ONCE = 8  # windows
+SECONDS = "seconds"  # in a file's metadata: what its lessons took
 PIECE = (0.5, 4.0)  # seconds; what the windows of all variants but the first are put together from
 
 
@@ -35,28 +38,28 @@ class Recovery:
     Args:
         steps (`int`, *optional*): as many as fit into `minutes` by default.
         minutes (`float`, *optional*, defaults to 10): all of it together: the teacher's part and the student's.
-        learning_rate (`float`, *optional*, defaults to 1e-3): the highest, reached after a twentieth of the steps; it
+        learning_rate (`float`, *optional*, defaults to 3e-4): the highest, reached after a twentieth of the steps; it
             falls to 0 as a cosine.
         states (`float`, *optional*, defaults to 1): weight of a loss, see `RecoveryTrainer`.
         layers (`float`, *optional*, defaults to 1): likewise.
         decoder (`float`, *optional*, defaults to 0.2): likewise.
-        variants (`int`, *optional*, defaults to 8): copies of the audio, each in noise of its own; all but the first
-            are pieces in random order.
+        variants (`int`, *optional*, defaults to 8): copies of the audio at the most, each in noise of its own; all but
+            the first are pieces in random order. Within `minutes` there are as many as the teacher has time for.
         noise (`tuple[float, float]`, *optional*, defaults to `(0, 40)`): range of signal-to-noise ratios in dB, or
             `()`.
-        batch_size (`int`, *optional*, defaults to 8): windows per step and process.
+        batch_size (`int`, *optional*, defaults to 2): windows per step and process.
         seed (`int`, *optional*, defaults to 0): of the noise, the pieces and the order.
     """
 
     steps: int | None = None
     minutes: float = 10.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     states: float = 1.0
     layers: float = 1.0
     decoder: float = 0.2
     variants: int = 8
     noise: tuple[float, float] | tuple[()] = (0.0, 40.0)
-    batch_size: int = 8
+    batch_size: int = 2
     seed: int = 0
 
 
@@ -122,6 +125,7 @@ def teach(
     settings: Recovery,
     folder: Path,
     origin: dict[str, Any],
+    variants: range,
 ) -> list[Path]:
     """
     Runs the teacher over the audio once and keeps what it says: greedy transcripts, and outputs of the layers compared
@@ -135,12 +139,13 @@ def teach(
         teacher (`WhisperForConditionalGeneration`): the model before compression, on any device.
         extractor (`WhisperFeatureExtractor`): its own.
         windows (`Sequence[Clip]`): audio, at the most as long as the extractor's window.
-        settings (`Recovery`): how many variants, in which noise.
+        settings (`Recovery`): in which noise.
         folder (`Path`): for the files; those that are there and whole are kept.
         origin (`dict[str, Any]`): what decides the contents; files that were made otherwise are refused.
+        variants (`range`): which variants.
 
     Returns:
-        `list[Path]`: one file for each batch.
+        `list[Path]`: one file for each batch, which also tells how many seconds it took.
 
     Raises:
         InputError: the teacher hears no speech, or the files are of something else.
@@ -149,23 +154,33 @@ def teach(
     with state.main_process_first():
         claim(folder, origin)
     files: list[Path] = []
-    total = len(windows) * settings.variants
+    total = len(windows) * len(variants)
     with tqdm(desc="teacher", unit="window", total=total, disable=not state.is_main_process) as progress:
-        for variant in range(settings.variants):
+        for variant in variants:
             generator = np.random.default_rng([settings.seed, variant])
             audio = [spliced(windows, extractor.n_samples, generator) if variant else window for window in windows]
-            batches = feature_batches(
-                audio, extractor, len(audio), settings.batch_size, settings.noise, settings.seed + variant
-            )
+            seed = settings.seed + variant
+            batches = feature_batches(audio, extractor, len(audio), TAUGHT_AT_ONCE, settings.noise, seed)
             for number, features in enumerate(batches):
                 files.append(folder / f"{variant:02}_{number:05}.safetensors")
                 if len(files) % state.num_processes == state.process_index and not _is_lesson(files[-1]):
-                    save_tensors(_lesson(teacher, features), files[-1], {})
+                    start = now(teacher.device)
+                    lesson = _lesson(teacher, features)
+                    save_tensors(lesson, files[-1], {SECONDS: str(now(teacher.device) - start)})
                 progress.update(len(features))
     state.wait_for_everyone()
-    if not any(map(_words, files)):
+    if files and not any(map(_words, files)):
         raise InputError("the teacher hears no speech in the audio; give recordings of speech", setting="dataset")
     return files
+
+
+def seconds_of(files: Sequence[Path]) -> float:
+    """How long the teacher took for these lessons, in all processes together."""
+    seconds = 0.0
+    for file in files:
+        with safe_open(file, framework="pt") as lesson:
+            seconds += float(lesson.metadata()[SECONDS])
+    return seconds
 
 
 def _words(file: Path) -> int:

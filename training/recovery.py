@@ -20,12 +20,13 @@ from ..common.files import claim
 from ..lowrank.compression import set_factors
 from ..lowrank.spectrum import Factors, balanced
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
-from .lessons import Lessons, Recovery, on_cpu, teach
+from .lessons import Lessons, Recovery, on_cpu, seconds_of, teach
 from .trainer import EVALUATIONS, RecoveryTrainer, affordable_steps, last_checkpoint, training_arguments
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 10  # one window in so many is not trained on, but decides which step is the best
+TEACHING = 1 / 3  # of the time is the teacher's at the most, unless one run over the audio takes it longer
 LENGTH = ("steps", "minutes")
 SAME = ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins", "max_source_positions")
 
@@ -58,11 +59,12 @@ def balance(model: nn.Module) -> None:
 
 
 def freeze(model: nn.Module) -> None:
-    """Leaves nothing but the low-rank pairs to be trained."""
+    """Leaves nothing but the factors of the low-rank pairs to be trained."""
     model.requires_grad_(False)
     for pair in model.modules():
         if isinstance(pair, LowRankLinear):
-            pair.requires_grad_(True)
+            pair.weight1.requires_grad_(True)
+            pair.weight2.requires_grad_(True)
 
 
 def recover(
@@ -168,11 +170,23 @@ def _lessons(
         teacher.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
         on_cpu(teacher)
-    lessons = [
-        Lessons(teach(teacher, extractor, windows, settings, folder / name, origin)) for name, windows in parts.items()
-    ]
+
+    def taught(variants: range) -> list[list[Path]]:
+        return [
+            teach(teacher, extractor, windows, settings, folder / name, origin, variants)
+            for name, windows in parts.items()
+        ]
+
+    first = taught(range(1))
+    seconds = sum(map(seconds_of, first)) / PartialState().num_processes
+    rest = taught(range(1, settings.variants if settings.steps else _affordable_variants(settings, seconds)))
     teacher.to("cpu")  # type: ignore[arg-type]
-    return lessons
+    return [Lessons(files + more) for files, more in zip(first, rest, strict=True)]
+
+
+def _affordable_variants(settings: Recovery, seconds: float) -> int:
+    """How many variants of the audio fit into the teacher's share of the time, if each takes so many seconds."""
+    return min(settings.variants, max(1, int(TEACHING * 60 * settings.minutes / seconds)))
 
 
 def _losses(trainer: RecoveryTrainer, checkpoint: Path | None) -> tuple[float, float]:

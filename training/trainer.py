@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
+from torch.optim import Muon
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -36,7 +37,9 @@ class RecoveryTrainer(Trainer):
     def __init__(self, student: LiteWhisperForConditionalGeneration, settings: Recovery, **arguments: Any) -> None:
         self.student = student.model  # without its head over the vocabulary
         self.settings = settings
-        super().__init__(self.student, data_collator=collate, **arguments)
+        # Updates without singular values: layers whose inputs have a few huge directions do not hold back the others.
+        muon = {"lr": settings.learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+        super().__init__(self.student, data_collator=collate, optimizer_cls_and_kwargs=(Muon, muon), **arguments)
         self.add_callback(WriteDigests())
 
     def compute_loss(
@@ -103,8 +106,6 @@ def training_arguments(
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=steps // 20,
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
         bf16=bf16,
         seed=settings.seed,
         dataloader_num_workers=4 if on_cuda else 0,

@@ -1,4 +1,4 @@
-"""Draws recipes.png from the first table of docs/results/quality.md: python docs/images/recipes.py"""
+"""Draws recipes.png from the table of both recipes in docs/results/quality.md: python docs/images/recipes.py"""
 
 import re
 from pathlib import Path

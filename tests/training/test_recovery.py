@@ -58,7 +58,7 @@ def test_balancing_changes_no_product(lite) -> None:
 def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_path: Path) -> None:
     """Outputs of layers and transcript for the very features in the lesson; variants are other strings."""
     settings = Recovery(variants=2, batch_size=4)
-    files = teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0})
+    files = teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2))
     lessons = Lessons(files)
     assert len(lessons) == 12
     with torch.no_grad():
@@ -79,10 +79,10 @@ def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_pat
     assert batch["layers"].shape == (5, 3, 300, 256)
     assert not torch.equal(lessons[0]["features"], lessons[6]["features"])
     changed = [path.stat().st_mtime_ns for path in files]
-    assert teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}) == files
+    assert teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2)) == files
     assert [path.stat().st_mtime_ns for path in files] == changed
     with pytest.raises(InputError, match="seed 0 there, 1 here"):
-        teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 1})
+        teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 1}, range(2))
 
 
 def test_spliced_windows_are_made_of_pieces_of_the_others() -> None:
@@ -101,7 +101,7 @@ def test_compared_layers_lie_below_the_last() -> None:
 
 
 def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, clips, tmp_path: Path) -> None:
-    files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {})
+    files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
     batch = collate([Lessons(files)[index] for index in range(4)])
     settings = Recovery(states=0.5, layers=0.7, decoder=2.0)
     arguments = training_arguments(settings, 5, tmp_path, False, torch.device("cpu"))
@@ -134,7 +134,7 @@ def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor,
     assert said["loss_after"] < said["loss_before"]
     pairs = [name for name, module in lite.named_modules() if isinstance(module, LowRankLinear)]
     changed = {name for name, tensor in lite.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {f"{pair}.{factor}" for pair in pairs for factor in ("weight1", "weight2", "bias")}
+    assert changed == {f"{pair}.{factor}" for pair in pairs for factor in ("weight1", "weight2")}
     assert {name for name, parameter in lite.named_parameters() if parameter.requires_grad} == trainable
     assert not lite.training
 
@@ -152,6 +152,18 @@ def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tm
         said.append(recover(copy.deepcopy(lite), *given)["steps"])
     assert said[0] == EVALUATIONS < said[1]
     assert said[1] % EVALUATIONS == 0
+
+
+@pytest.mark.parametrize(("minutes", "variants"), [(0.0, 1), (2.0, 2), (600.0, 3)])
+def test_the_teacher_takes_no_more_than_its_share_of_the_time(
+    base_model, processor, clips, tmp_path: Path, monkeypatch, minutes: float, variants: int
+) -> None:
+    """20 seconds for each variant: so many fit into a third of the time, but one run over the audio has to be."""
+    monkeypatch.setattr(recovery, "seconds_of", lambda files: 10.0 * bool(files))
+    settings = Recovery(minutes=minutes, variants=3, batch_size=4)
+    parts = {"train": clips[:2], "test": clips[2:3]}
+    given = (base_model, processor.feature_extractor, parts, tmp_path, settings, {}, torch.device("cpu"))
+    assert [len(lessons) for lessons in recovery._lessons(*given)] == [2 * variants, variants]
 
 
 @pytest.mark.slow
