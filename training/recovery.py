@@ -20,7 +20,7 @@ from ..common.files import claim
 from ..lowrank.compression import set_factors
 from ..lowrank.spectrum import Factors, balanced
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
-from .lessons import Lessons, Recovery, on_cpu, seconds_of, teach
+from .lessons import Lessons, Recovery, on_cpu, seconds_of, teach, words_in
 from .trainer import EVALUATIONS, RecoveryTrainer, affordable_steps, last_checkpoint, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -177,11 +177,15 @@ def _lessons(
             for name, windows in parts.items()
         ]
 
-    first = taught(range(1))
-    seconds = sum(map(seconds_of, first)) / PartialState().num_processes
-    rest = taught(range(1, settings.variants if settings.steps else _affordable_variants(settings, seconds)))
+    files = taught(range(1))
+    seconds = sum(map(seconds_of, files)) / PartialState().num_processes
+    variants = settings.variants if settings.steps else _affordable_variants(settings, seconds)
+    if variants > 1:
+        files = [first + rest for first, rest in zip(files, taught(range(1, variants)), strict=True)]
     teacher.to("cpu")  # type: ignore[arg-type]
-    return [Lessons(files + more) for files, more in zip(first, rest, strict=True)]
+    if not all(any(map(words_in, of_part)) for of_part in files):
+        raise InputError("the teacher hears no speech in the audio; give recordings of speech", setting="dataset")
+    return [Lessons(of_part) for of_part in files]
 
 
 def _affordable_variants(settings: Recovery, seconds: float) -> int:
