@@ -195,11 +195,16 @@ def _affordable_variants(settings: Recovery, seconds: float) -> int:
 
 def _losses(trainer: RecoveryTrainer, checkpoint: Path | None) -> tuple[float, float]:
     """Trains, from a checkpoint where there is one; returns the loss on what was held out before and after."""
+    if checkpoint:
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    finished = trainer.state.global_step >= trainer.args.max_steps  # `train` would take one more step
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not finished:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except FloatingPointError as error:
         logger.warning("%s at step %d: recovery stops; lower the learning rate", error, trainer.state.global_step)
-        if trainer.state.best_model_checkpoint:
-            trainer._load_best_model()
+        finished = True
+    if finished and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
     before = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
     return before, trainer.evaluate()["eval_loss"]
