@@ -9,6 +9,8 @@ each gain in dB, and with white noise at each --noise in dB, with all positions 
 "same" is the percentage of transcripts that are identical to the letter, "wer" the word error rate without and with,
 "low" and "high" the 95 % interval of their difference (paired bootstrap over the clips). "long" counts outputs of more
 than twice the words of the reference, "retried" clips that looked broken and were decoded again with all positions.
+"same louder" is a yardstick for "same": the percentage of transcripts that all positions leave as they are when the
+audio is louder by a tenth of a decibel.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import load_model
+
+TENTH = 0.1  # dB
 
 
 def main() -> None:
@@ -45,12 +49,13 @@ def main() -> None:
         for test in arguments.test:
             clips = list(AudioDataset([str(test)], need_text=True))
             for condition, changed in conditions(clips, arguments.gains, arguments.noise):
-                whole, known = (
+                known, whole = (
                     transcribe(model.use_constant_padding(enabled), processor, changed, arguments.batch_size)
-                    for enabled in (False, True)
+                    for enabled in (True, False)
                 )
+                louder = transcribe(model, processor, amplified(changed, TENTH), arguments.batch_size)
                 names = {"model": folder.name, "test": f"{test.parent.name}/{test.name}", "condition": condition}
-                rows.append(names | compared(changed, whole, known, processor, arguments.normalizer))
+                rows.append(names | compared(changed, whole, known, louder, processor, arguments.normalizer))
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if arguments.csv:
         write_table(rows, arguments.csv)
@@ -65,17 +70,26 @@ def conditions(
 
 
 def compared(
-    clips: Sequence[Clip], whole: Transcripts, known: Transcripts, processor: WhisperProcessor, normalizer: str
+    clips: Sequence[Clip],
+    whole: Transcripts,
+    known: Transcripts,
+    louder: Transcripts,
+    processor: WhisperProcessor,
+    normalizer: str,
 ) -> dict[str, Any]:
     """A row of the table."""
     normalize = text_normalizer(normalizer, processor.tokenizer)
     references = [clip.text or "" for clip in clips]
     without, with_ = (compare_words(references, transcripts.texts, normalize) for transcripts in (whole, known))
     difference = paired_bootstrap(with_.errors, without.errors, without.counts)
-    same = [one == other for one, other in zip(whole.texts, known.texts, strict=True)]
+
+    def same(texts: Sequence[str]) -> float:
+        return round(100 * sum(map(str.__eq__, whole.texts, texts)) / len(clips), 1)
+
     return {
         "clips": len(clips),
-        "same": round(100 * sum(same) / len(same), 1),
+        "same": same(known.texts),
+        "same louder": same(louder.texts),
         "wer without": round(without.rate, 2),
         "wer with": round(with_.rate, 2),
         "low": round(difference.low, 2),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -122,14 +123,23 @@ def _calibrate_loss_aware(
     _announce(model, batches, windows)
     if kept is None:
         moments = collect_moments(model, batches, windows, _checkpoint(settings, work, "moments", wanted))
-        kept = Calibration(moments, _origin(wanted, moments, audio))
+        kept = _in_file(Calibration(moments, _origin(wanted, moments, audio)), path)
+        del moments
     if kept.sensitivities is None:
         checkpoint = _checkpoint(settings, work, "sensitivities", wanted)
         sensitivities = collect_sensitivities(model, batches, settings.seed, windows, checkpoint=checkpoint)
-        kept = replace(kept, sensitivities=sensitivities)
-        if is_main_process():
-            save_moments(kept.moments, path, kept.origin, kept.sensitivities)
+        kept = _in_file(replace(kept, sensitivities=sensitivities), path)
+        del sensitivities
     return replace(kept, batches=batches)
+
+
+def _in_file(found: Calibration, path: Path) -> Calibration:
+    """Writes what was found, and returns it mapped into memory from there: it takes room only while it is used."""
+    if is_main_process():
+        save_moments(found.moments, path, found.origin, found.sensitivities)
+    PartialState().wait_for_everyone()
+    moments, sensitivities, _ = load_moments(path)
+    return replace(found, moments=moments, sensitivities=sensitivities)
 
 
 @torch.no_grad()

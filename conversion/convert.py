@@ -125,6 +125,7 @@ def load_and_calibrate(
     calibration = calibrate(settings, model, processor.feature_extractor, weights, work)
     if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
         # Calibration may be rough, the result may not.
+        del model
         model = load_base_model(settings.model)[0].to(device)  # type: ignore[arg-type]
     return CalibratedModel(model, processor, folder, stored_dtype, calibration)
 

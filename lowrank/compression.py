@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import tqdm
 from torch import nn
 from transformers import WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..common.processes import all_gather, shard
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig
@@ -18,6 +19,18 @@ from .spectrum import Factors, Side, Spectrum, factorize, loss_metric, output_ei
 
 DAMPING = 0.5  # this and the next were chosen on whisper-base and audio of other languages, see the method
 UNIFORM = 0.2  # the share of a frame's weight that does not depend on how much the loss feels it
+
+
+def _layer_moments(
+    layer: WhisperEncoderLayer, index: int, moments: EncoderMoments, sensitivities: Sensitivities | None
+) -> dict[str, Moments]:
+    """The moments of a layer's frames as its projections are to see them, on the layer's device."""
+
+    def on_device(of_layer: dict[str, Moments]) -> dict[str, Moments]:
+        return {name: m.to(layer.fc1.weight.device) for name, m in of_layer.items()}
+
+    uniform = on_device(moments[index])
+    return blended(uniform, on_device(sensitivities.moments[index]), UNIFORM) if sensitivities else uniform
 
 
 def _observed(moments: dict[str, Moments], projection: str) -> tuple[Moments, Side]:
@@ -53,14 +66,14 @@ def encoder_spectra(
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
     metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
-    layerwise = list(shard(enumerate(zip(layers, moments, metrics, strict=True))))
-    for index, (layer, uniform, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
+    layerwise = list(shard(enumerate(zip(layers, metrics, strict=True))))
+    for index, (layer, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
         spectra[index] = {}
-        of_layer = blended(uniform, sensitivities.moments[index], UNIFORM) if sensitivities else uniform
+        of_layer = _layer_moments(layer, index, moments, sensitivities)
         for projection in PROJECTIONS:
             linear = projection_module(layer, projection)
             observed, side = _observed(of_layer, projection)
-            weight = linear.weight.detach().to(observed.mean.device)
+            weight = linear.weight.detach()
             metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
             eigenvalues = output_eigenvalues(weight, observed.covariance, side, metric)
             spectra[index][projection] = Spectrum(
@@ -99,17 +112,15 @@ def compress(
     lite = empty_lite_model(model, ranks)
     metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
     twins = lite.get_encoder().layers
-    layers = list(shard(enumerate(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True))))
-    for index, (layer, twin, of_layer, uniform, of_metric) in tqdm(layers, "factorisation", unit="layer"):
-        observed_layer = blended(uniform, sensitivities.moments[index], UNIFORM) if sensitivities else uniform
+    layers = list(shard(enumerate(zip(model.get_encoder().layers, twins, ranks, metrics, strict=True))))
+    for index, (layer, twin, of_layer, of_metric) in tqdm(layers, "factorisation", unit="layer"):
+        observed_layer = _layer_moments(layer, index, moments, sensitivities)
         for projection, rank in of_layer.items():
             linear = projection_module(layer, projection)
             observed, side = _observed(observed_layer, projection)
-            weight, bias = (
-                None if part is None else part.to(observed.mean.device) for part in (linear.weight, linear.bias)
-            )
+            weight = linear.weight
             metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
-            factors = factorize(weight, bias, observed.mean, observed.covariance, side, rank, metric)
+            factors = factorize(weight, linear.bias, observed.mean, observed.covariance, side, rank, metric)
             set_factors(projection_module(twin, projection), factors)
     done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in shard(range(len(twins)))]
     for index, weights in all_gather(done):

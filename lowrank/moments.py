@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ..common.errors import InputError
-from ..common.processes import all_reduce
+from ..common.processes import all_reduce, num_processes
 from ..common.tensor_files import Checkpoint
 from ..models.layers import projection_module
 from .spectrum import Side
@@ -40,6 +40,10 @@ class Moments:
         """The moments of no frames, in float64."""
         mean = torch.zeros(features, dtype=torch.float64, device=device)
         return cls(0, mean, torch.zeros(features, features, dtype=torch.float64, device=device))
+
+    def to(self, device: torch.device) -> "Moments":
+        """The same on a device, without a copy where they are there."""
+        return Moments(self.count, self.mean.to(device), self.scatter.to(device))
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -83,7 +87,9 @@ class Moments:
         return total
 
     def of_all_processes(self) -> "Moments":
-        """The moments of the frames of all processes together."""
+        """The moments of the frames of all processes together; of one process themselves, without a copy."""
+        if num_processes() == 1:
+            return self
         count = all_reduce(torch.tensor(self.count, dtype=torch.float64, device=self.mean.device)).item()
         count = int(count) if isinstance(self.count, int) else count
         mean = all_reduce(self.mean * self.count) / (count or 1)

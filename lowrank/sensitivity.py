@@ -115,7 +115,7 @@ def collect_sensitivities(
     if not passes:
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
     return Sensitivities(
-        [{name: all_reduce(total) / passes for name, total in of_layer.items()} for of_layer in sums],
+        [{name: all_reduce(total).div_(passes) for name, total in of_layer.items()} for of_layer in sums],
         [{name: m.of_all_processes() for name, m in of_layer.items()} for of_layer in moments],
         Counter(language for part in all_gather([languages]) for language in part.elements()),
     )

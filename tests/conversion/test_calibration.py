@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,22 @@ def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypat
     assert first == again
     assert main(arguments(tmp_path / "published-again", speech, *kept)) == 0
     assert unnamed_contents(tmp_path / "published-again") == unnamed_contents(tmp_path / "published")
+
+
+@pytest.mark.slow
+def test_the_first_pass_is_kept_when_the_second_is_interrupted(
+    tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(tmp_path / "lite", speech, "--ratio", "0.3", "--recipe", "loss-aware", "--num-samples", "2")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(calibration, "collect_sensitivities", interrupt)
+        assert run(*given) == 130
+    monkeypatch.setattr(calibration, "collect_moments", None)
+    assert run(*given) == 0
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(40.0, "calibration takes about 10 minutes"), (3.0, "")])
