@@ -54,8 +54,7 @@ class LiteWhisperConfig(WhisperConfig):
         constant_padding: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        labels = kwargs.get("num_labels")
-        if isinstance(labels, int) and labels > MOST_LABELS:
+        if isinstance(labels := kwargs.get("num_labels"), int) and labels > MOST_LABELS:
             raise ValueError(f"num_labels is {labels}; there are no more than {MOST_LABELS}")
         super().__init__(**kwargs)
         if low_rank_config is not None:

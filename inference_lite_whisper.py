@@ -22,6 +22,7 @@ PADDING = 8  # attention kernels take heads of a multiple of this width
 LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
 LENGTHS = 30  # how many different numbers of positions are computed
 LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
+GROUP = 2  # so many positions of padding are one to attention
 DIRECTIONS = 16  # in which the encoder's output at padding that is known follows what was computed of it
 
 
@@ -78,26 +79,30 @@ class PaddingStates(nn.Module):
 
     At position t that is a combination, of the weights `mixing[t]`, which add up to one, of `rank` states, and each of
     these is the sum of `states[k]` times coefficient k of the clip. The first three of these are of `end_of_sound`; any
-    others tell, in `directions`, how far the last positions computed are from what the first three foretell.
+    others tell, in `directions`, how far the last positions computed are from what the first three foretell. To
+    attention, which needs no `directions`, groups of positions are one: their mean, log(group) added to its scores.
     """
 
     def __init__(self, config: WhisperConfig, directions: int = 0) -> None:
         super().__init__()
         rank, self.margin = config.constant_padding["rank"], config.constant_padding["margin"]
+        self.group = 1 if directions or config.max_source_positions % (LENGTHS * GROUP) else GROUP
         self.mixing = nn.Parameter(torch.zeros(config.max_source_positions, rank), requires_grad=False)
         self.states = nn.Parameter(torch.zeros(3 + directions, rank, config.d_model), requires_grad=False)
         if directions:
             self.directions = nn.Parameter(torch.zeros(config.d_model, directions), requires_grad=False)
 
-    def forward(self, computed: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states, `(batch, rank, d_model)`, and weights, `(.., rank)`, of what follows `(batch, .., d_model)`."""
+    def forward(self, computed: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What is computed and the states, `(batch, .., d_model)`, weights of groups, and what is added to scores."""
         positions = computed.shape[1]
         states = torch.einsum("bk,krd->brd", coefficients, self.states[:3])
         if len(self.states) > 3:
             foretold = self.mixing[positions - self.margin : positions].mean(dim=0) @ states
             deviation = (computed[:, positions - self.margin :].mean(dim=1) - foretold) @ self.directions
             states = states + torch.einsum("bk,krd->brd", deviation, self.states[3:])
-        return states, self.mixing[positions:]
+        mixing = self.mixing[positions:].unflatten(0, (-1, self.group)).mean(dim=1)
+        bias = F.pad(mixing.new_full(mixing.shape[:1], math.log(self.group)), (positions, 0)).expand(positions, -1)
+        return torch.cat([computed, states], dim=1), mixing, bias
 
 
 def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,9 +163,8 @@ def product(projection: Any) -> Product:
             f"found another {type(projection).__name__}; merge adapters first, load the model without offloading, and "
             "do without it where layers are quantised"
         )
-    if hasattr(projection, "weight2"):
-        return Product((projection.weight1, projection.weight2), projection.bias)
-    return Product((projection.weight.t(),), projection.bias)
+    pair = hasattr(projection, "weight2")
+    return Product((projection.weight1, projection.weight2) if pair else (projection.weight.t(),), projection.bias)
 
 
 class Reduction(NamedTuple):
@@ -187,9 +191,8 @@ def choose_reduction(products: dict[str, Product], heads: int, positions: int) -
         """Those that depend on the form."""
         per_head = ranks["q_proj"] + ranks["out_proj"] + 2 * positions
         reducible = ((form.keys, key_rank), (form.values, value_rank))
-        return heads * form.width * per_head + sum(
-            d_model * (form.width if reduced else 2 * rank) for reduced, rank in reducible
-        )
+        shared = sum(d_model * (form.width if reduced else 2 * rank) for reduced, rank in reducible)
+        return heads * form.width * per_head + shared
 
     forms = [Reduction(False, False, head_dim)]
     if key_rank <= head_dim:
@@ -294,20 +297,20 @@ class InferenceLayer:
 
     def attention(self, layer: Any, x: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
         """Takes x of shape `(batch_size, positions, d_model)`, and gives the same shape."""
-        padding = None if coefficients is None else layer.padding_states(x, coefficients)
-        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), x if padding is None else torch.cat([x, padding[0]], 1))
+        known = (x, None, None) if coefficients is None else layer.padding_states(x, coefficients)
+        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), known[0])
         if self.shared:
             inputs.update(zip(self.shared, self.first(inputs["q_proj"]).split(self.widths, dim=-1), strict=True))
         inputs["q_proj"] = inputs["q_proj"][:, : x.shape[1]]
         rows = {name: self.products[name](of_projection) for name, of_projection in inputs.items()}
-        if padding is not None:
-            rows |= {name: followed_by_padding(rows[name], padding[1]) for name in ("k_proj", "v_proj")}
+        if known[1] is not None:
+            rows |= {name: followed_by_padding(rows[name], known[1]) for name in ("k_proj", "v_proj")}
         heads, scale = layer.self_attn.num_heads, layer.self_attn.scaling
         query, key, value = (
             rows[name].unflatten(-1, (-1, self.reduction.width)).transpose(1, 2).expand(-1, heads, -1, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        mixed = F.scaled_dot_product_attention(query, key, value, known[2], scale=scale)
         return self.products["out_proj"](mixed.transpose(1, 2).flatten(2))
 
 

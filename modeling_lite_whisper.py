@@ -114,14 +114,13 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
     def with_padding(self, hidden_states: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """As in Whisper, without dropout; attention sees the padding too, see `PaddingStates`."""
         attention, x = self.self_attn, self.self_attn_layer_norm(hidden_states)
-        states, mixing = self.padding_states(x, coefficients)
-        inputs = torch.cat([x, states], dim=1)
+        inputs, mixing, bias = self.padding_states(x, coefficients)
         key, value = (followed_by_padding(of(inputs), mixing) for of in (attention.k_proj, attention.v_proj))
         heads = (y.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for y in (attention.q_proj(x), key, value))
-        mixed = F.scaled_dot_product_attention(*heads)  # type: ignore[call-arg]
+        mixed = F.scaled_dot_product_attention(*heads, bias)  # type: ignore[call-arg]
         hidden_states = hidden_states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-        hidden = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
-        return within_range(hidden_states + self.fc2(hidden))
+        hidden = self.fc1(self.final_layer_norm(hidden_states))
+        return within_range(hidden_states + self.fc2(self.activation_fn(hidden)))
 
 
 class CompleteWeights:
@@ -197,8 +196,8 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         for layer in self.layers:
             hidden_states = layer(hidden_states, coefficients=coefficients)
         output = self.layer_norm(hidden_states)
-        states, mixing = (part.to(output.device) for part in self.padding_states(output, coefficients))
-        return followed_by_padding(torch.cat([output, states], dim=1), mixing)
+        output, mixing, _ = (part.to(output.device) for part in self.padding_states(output, coefficients))
+        return followed_by_padding(output, mixing)
 
     def optimize_for_inference(self, enabled: bool = True, batch_size: int = 1) -> "LiteWhisperEncoder":
         """

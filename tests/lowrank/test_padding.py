@@ -4,8 +4,9 @@ import pytest
 import torch
 from random_models import SIZES, encode, random_model
 from torch.nn import functional as F
+from transformers import WhisperConfig
 
-from lite_whisper.inference_lite_whisper import end_of_sound
+from lite_whisper.inference_lite_whisper import PaddingStates, end_of_sound
 from lite_whisper.lowrank import padding
 from lite_whisper.lowrank.padding import (
     PaddingSums,
@@ -154,6 +155,35 @@ def test_known_padding_stands_for_what_would_be_computed(optimized: bool) -> Non
     hook.remove()
     torch.testing.assert_close(direct, whole, rtol=1e-3, atol=1e-3)
     assert optimized or seen == [10, 10]  # 8 of sound and a margin of 2
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_attention_takes_groups_of_padding_for_one(optimized: bool) -> None:
+    """Where all positions of a group are the same, nothing changes, be it attention of a head or of all heads."""
+    model = random_model(RANKS)
+    torch.manual_seed(0)
+    tables = [
+        PaddingTables(F.one_hot(torch.arange(POSITIONS) // 5, 4).float(), torch.randn(3, 4, D_MODEL))
+        for _ in (*model.get_encoder().layers, "output")
+    ]
+    add_padding(model, tables)
+    model.optimize_for_inference(optimized)
+    encoder, features = model.get_encoder(), short_clips(16, 10)
+    coefficients = torch.tensor([[1.0, 0.5, -0.5], [1.0, 0.2, -1.0]])
+    found = []
+    for group in (1, 5):
+        for layer in encoder.layers:
+            layer.padding_states.group = group
+        with torch.no_grad():
+            found.append(encoder.with_padding(features, 10, coefficients))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(("positions", "group"), [(1500, 2), (300, 2), (POSITIONS, 1)])
+def test_groups_divide_every_number_of_padded_positions(positions: int, group: int) -> None:
+    config = WhisperConfig(max_source_positions=positions, d_model=D_MODEL)
+    config.constant_padding = {"rank": 4, "margin": 2, "enabled": True}
+    assert PaddingStates(config).group == group and PaddingStates(config, 2).group == 1
 
 
 @pytest.fixture
