@@ -10,7 +10,7 @@ each gain in dB, and with white noise at each --noise in dB, with all positions 
 "low" and "high" the 95 % interval of their difference (paired bootstrap over the clips). "long" counts outputs of more
 than twice the words of the reference, "retried" clips that looked broken and were decoded again with all positions.
 "same louder" is a yardstick for "same": the percentage of transcripts that all positions leave as they are when the
-audio is louder by a tenth of a decibel.
+audio is a decibel louder.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import load_model
 
-TENTH = 0.1  # dB
+LOUDER = 1.0  # dB
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
                     transcribe(model.use_constant_padding(enabled), processor, changed, arguments.batch_size)
                     for enabled in (True, False)
                 )
-                louder = transcribe(model, processor, amplified(changed, TENTH), arguments.batch_size)
+                louder = transcribe(model, processor, amplified(changed, LOUDER), arguments.batch_size)
                 names = {"model": folder.name, "test": f"{test.parent.name}/{test.name}", "condition": condition}
                 rows.append(names | compared(changed, whole, known, louder, processor, arguments.normalizer))
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
