@@ -297,20 +297,20 @@ class InferenceLayer:
 
     def attention(self, layer: Any, x: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
         """Takes x of shape `(batch_size, positions, d_model)`, and gives the same shape."""
-        known = (x, None, None) if coefficients is None else layer.padding_states(x, coefficients)
-        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), known[0])
+        known, mixing, bias = (x, None, None) if coefficients is None else layer.padding_states(x, coefficients)
+        inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj"), known)
         if self.shared:
             inputs.update(zip(self.shared, self.first(inputs["q_proj"]).split(self.widths, dim=-1), strict=True))
         inputs["q_proj"] = inputs["q_proj"][:, : x.shape[1]]
         rows = {name: self.products[name](of_projection) for name, of_projection in inputs.items()}
-        if known[1] is not None:
-            rows |= {name: followed_by_padding(rows[name], known[1]) for name in ("k_proj", "v_proj")}
+        if mixing is not None:
+            rows |= {name: followed_by_padding(rows[name], mixing) for name in ("k_proj", "v_proj")}
         heads, scale = layer.self_attn.num_heads, layer.self_attn.scaling
         query, key, value = (
             rows[name].unflatten(-1, (-1, self.reduction.width)).transpose(1, 2).expand(-1, heads, -1, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, known[2], scale=scale)
+        mixed = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
         return self.products["out_proj"](mixed.transpose(1, 2).flatten(2))
 
 

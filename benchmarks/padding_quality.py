@@ -84,7 +84,7 @@ def compared(
     difference = paired_bootstrap(with_.errors, without.errors, without.counts)
 
     def same(texts: Sequence[str]) -> float:
-        return round(100 * sum(map(str.__eq__, whole.texts, texts)) / len(clips), 1)
+        return round(100 * sum(one == other for one, other in zip(whole.texts, texts, strict=True)) / len(clips), 1)
 
     return {
         "clips": len(clips),

@@ -22,14 +22,14 @@ UNIFORM = 0.2  # the share of a frame's weight that does not depend on how much 
 
 
 def _layer_moments(
-    layer: WhisperEncoderLayer, index: int, moments: EncoderMoments, sensitivities: Sensitivities | None
+    layer: WhisperEncoderLayer, index: int, uniform: dict[str, Moments], sensitivities: Sensitivities | None
 ) -> dict[str, Moments]:
     """The moments of a layer's frames as its projections are to see them, on the layer's device."""
 
     def on_device(of_layer: dict[str, Moments]) -> dict[str, Moments]:
         return {name: m.to(layer.fc1.weight.device) for name, m in of_layer.items()}
 
-    uniform = on_device(moments[index])
+    uniform = on_device(uniform)
     return blended(uniform, on_device(sensitivities.moments[index]), UNIFORM) if sensitivities else uniform
 
 
@@ -66,10 +66,10 @@ def encoder_spectra(
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
     metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
-    layerwise = list(shard(enumerate(zip(layers, metrics, strict=True))))
-    for index, (layer, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
+    layerwise = list(shard(enumerate(zip(layers, moments, metrics, strict=True))))
+    for index, (layer, uniform, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
         spectra[index] = {}
-        of_layer = _layer_moments(layer, index, moments, sensitivities)
+        of_layer = _layer_moments(layer, index, uniform, sensitivities)
         for projection in PROJECTIONS:
             linear = projection_module(layer, projection)
             observed, side = _observed(of_layer, projection)
@@ -112,9 +112,9 @@ def compress(
     lite = empty_lite_model(model, ranks)
     metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
     twins = lite.get_encoder().layers
-    layers = list(shard(enumerate(zip(model.get_encoder().layers, twins, ranks, metrics, strict=True))))
-    for index, (layer, twin, of_layer, of_metric) in tqdm(layers, "factorisation", unit="layer"):
-        observed_layer = _layer_moments(layer, index, moments, sensitivities)
+    layers = list(shard(enumerate(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True))))
+    for index, (layer, twin, of_layer, uniform, of_metric) in tqdm(layers, "factorisation", unit="layer"):
+        observed_layer = _layer_moments(layer, index, uniform, sensitivities)
         for projection, rank in of_layer.items():
             linear = projection_module(layer, projection)
             observed, side = _observed(observed_layer, projection)

@@ -129,13 +129,15 @@ def recover(
         arguments = training_arguments(settings, steps, training, bf16, device)
         return RecoveryTrainer(student, settings, args=arguments, train_dataset=train, eval_dataset=test)
 
-    if checkpoint:
-        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).max_steps
+    kept = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
+    if kept:
+        steps = kept.max_steps
     elif settings.steps:
         steps = settings.steps
     else:
         steps = affordable_steps(trainer_of(EVALUATIONS), 60 * settings.minutes - (time.monotonic() - began))
     trainer = trainer_of(steps)
+    trainer.state = kept or trainer.state
     before, after = _losses(trainer, checkpoint)
     if not after < before:
         logger.warning("recovery did not help on the audio that was held out; the model is left as it was")
@@ -195,8 +197,6 @@ def _affordable_variants(settings: Recovery, seconds: float) -> int:
 
 def _losses(trainer: RecoveryTrainer, checkpoint: Path | None) -> tuple[float, float]:
     """Trains, from a checkpoint where there is one; returns the loss on what was held out before and after."""
-    if checkpoint:
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     finished = trainer.state.global_step >= trainer.args.max_steps  # `train` would take one more step
     try:
         if not finished:
