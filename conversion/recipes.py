@@ -20,6 +20,7 @@ from ..lowrank.allocation import (
     threshold_ranks,
     total_cost,
 )
+from ..lowrank.bias_correction import correct_bias
 from ..lowrank.compression import compress, encoder_spectra
 from ..lowrank.spectrum import Spectrum
 from ..lowrank.time_cost import load_time_table
@@ -58,7 +59,7 @@ def compress_liteasr(
 def compress_loss_aware(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration
 ) -> tuple[LiteWhisperForConditionalGeneration, Account]:
-    """The default recipe: errors in units of the loss, one budget."""
+    """The default recipe: errors in units of the loss, one budget, the mean output as it was."""
     sensitivities, origin = calibration.sensitivities, calibration.origin
     assert sensitivities is not None
     spectra = encoder_spectra(model, calibration.moments, sensitivities)
@@ -73,7 +74,9 @@ def compress_loss_aware(
     else:
         ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), settings.rank_multiple)
     frames = model.config.max_source_positions
-    return compress(model, calibration.moments, ranks, sensitivities), {
+    lite = compress(model, calibration.moments, ranks, sensitivities)
+    correct_bias(lite, model, sensitivities.windows)
+    return lite, {
         "recipe": recipe,
         "calibration": {**origin, "languages": dict(sensitivities.languages.most_common())},
         # in nats per window of audio

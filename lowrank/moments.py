@@ -129,16 +129,16 @@ def collect_moments(
     """
     encoder = model.get_encoder()
     moments = empty_moments(encoder.layers)
-    hooks = [
-        _observe(projection_module(layer, projection), OBSERVED_SIDE[projection], m)
-        for layer, of_layer in zip(encoder.layers, moments, strict=True)
-        for projection, m in of_layer.items()
-    ]
     all_moments = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
     sums = {f"{name}.{part}": getattr(m, part) for name, m in all_moments.items() for part in ("mean", "scatter")}
     done = {"batches": 0, "windows": 0, "frames": 0} | (checkpoint.restore(sums) if checkpoint else {})
     for m in all_moments.values():
         m.count = done["frames"]
+    hooks = [
+        _observe(projection_module(layer, projection), OBSERVED_SIDE[projection], m)
+        for layer, of_layer in zip(encoder.layers, moments, strict=True)
+        for projection, m in of_layer.items()
+    ]
     training = model.training
     model.eval()
     try:

@@ -32,6 +32,7 @@ def save_moments(
                 tensors[f"{layer}.{projection}{kind}.scatter"] = m.scatter.cpu()
     if sensitivities is not None:
         metadata["languages"] = json.dumps(sensitivities.languages)
+        tensors["windows"] = sensitivities.windows
         for layer, totals in enumerate(sensitivities.layers):
             for projection, total in totals.items():
                 tensors[f"{layer}.{projection}.sensitivity"] = total.cpu()
@@ -48,7 +49,7 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
     try:
         tensors, metadata = load_tensors(path)
         origin = json.loads(metadata["origin"])
-        layers = 1 + max(int(name.split(".")[0]) for name in tensors)
+        layers = 1 + max(int(name.split(".")[0]) for name in tensors if name[0].isdigit())
 
         def of_kind(kind: str) -> EncoderMoments:
             return [
@@ -63,14 +64,15 @@ def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict
                 for layer in range(layers)
             ]
 
-        # An earlier version kept no weighted moments; its sensitivities are computed anew.
-        if "languages" not in metadata or "0.q_proj.weighted.count" not in tensors:
+        # Earlier versions kept no weighted moments, or no windows; their sensitivities are computed anew.
+        if "languages" not in metadata or not {"0.q_proj.weighted.count", "windows"} <= tensors.keys():
             return of_kind(""), None, origin
         sensitivities = [
             {projection: tensors[f"{layer}.{projection}.sensitivity"] for projection in PROJECTIONS}
             for layer in range(layers)
         ]
         languages = Counter(json.loads(metadata["languages"]))
-        return of_kind(""), Sensitivities(sensitivities, of_kind(".weighted"), languages), origin
+        found = Sensitivities(sensitivities, of_kind(".weighted"), languages, tensors["windows"])
+        return of_kind(""), found, origin
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of moments ({error}); remove it to compute them anew") from error

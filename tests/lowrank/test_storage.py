@@ -24,7 +24,8 @@ def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) ->
         {name: Moments(0.1 + index, m.mean + 1, 2 * m.scatter) for name, m in of.items()}
         for index, of in enumerate(moments)
     ]
-    sensitivities = Sensitivities(totals, weighted, Counter(en=3, nl=1)) if with_sensitivities else None
+    windows = torch.randn(2, 80, 3000)
+    sensitivities = Sensitivities(totals, weighted, Counter(en=3, nl=1), windows) if with_sensitivities else None
     save_moments(moments, tmp_path / "moments.safetensors", {"seed": 3}, sensitivities)
     loaded, loaded_sensitivities, origin = load_moments(tmp_path / "moments.safetensors")
     assert origin == {"seed": 3}
@@ -40,7 +41,8 @@ def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) ->
     if sensitivities is None:
         assert loaded_sensitivities is None
     else:
-        assert loaded_sensitivities is not None and loaded_sensitivities.languages == {"en": 3, "nl": 1}
+        assert loaded_sensitivities is not None and torch.equal(loaded_sensitivities.windows, windows)
+        assert loaded_sensitivities.languages == {"en": 3, "nl": 1}
         for found, of_layer in zip(loaded_sensitivities.layers, totals, strict=True):
             assert all(torch.equal(found[name], of_layer[name]) for name in PROJECTIONS)
 

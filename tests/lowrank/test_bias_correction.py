@@ -1,0 +1,56 @@
+"""The mean output of a corrected encoder, against plain means over the positions of sound."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from lite_whisper.audio import SAMPLING_RATE
+from lite_whisper.audio.windows import with_noise
+from lite_whisper.lowrank.bias_correction import correct_bias
+from lite_whisper.lowrank.compression import compress
+
+
+@pytest.fixture(scope="module")
+def lite(base_model, moments):
+    """The miniature with few directions left."""
+    ranks = [{"q_proj": 16, "out_proj": 32, "fc1": 32, "fc2": 32} for _ in moments]
+    return compress(base_model, moments, ranks)
+
+
+@torch.no_grad()
+def means(model, features: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """Of the output over the first so many positions of each clip."""
+    return torch.cat([state[:end] for state, end in zip(model.get_encoder()(features)[0], ends, strict=True)]).mean(0)
+
+
+def test_the_mean_over_sound_is_that_of_the_base_model(base_model, processor, lite, test_clips) -> None:
+    noise = np.random.default_rng(0)  # so that no clip ends in silence, which cannot be told from padding
+    audio = [
+        with_noise(clip.samples[: SAMPLING_RATE * seconds], 20, noise)
+        for clip, seconds in zip(test_clips, (1, 2, 3, 5), strict=False)
+    ]
+    features = processor.feature_extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+    # a position is 20 ms; the transform of the features looks 12 ms ahead of the last sample
+    ends = [len(samples) // 320 + 1 for samples in audio]
+    corrected = copy.deepcopy(lite)
+    correct_bias(corrected, base_model, features)
+    shift = means(lite, features, ends) - means(base_model, features, ends)
+    left = means(corrected, features, ends) - means(base_model, features, ends)
+    assert left.norm() < 0.02 * shift.norm()
+
+
+def test_only_the_bias_of_the_last_norm_changes(base_model, lite, calibration_batches) -> None:
+    corrected = copy.deepcopy(lite)
+    correct_bias(corrected, base_model, calibration_batches[0])
+    changed = {
+        name for name, value in corrected.state_dict().items() if not torch.equal(value, lite.state_dict()[name])
+    }
+    assert changed == {"model.encoder.layer_norm.bias"}
+
+
+def test_an_uncompressed_encoder_stays_as_it_is(base_model, calibration_batches) -> None:
+    twin = copy.deepcopy(base_model)
+    correct_bias(twin, base_model, calibration_batches[0])
+    assert torch.equal(twin.get_encoder().layer_norm.bias, base_model.get_encoder().layer_norm.bias)
