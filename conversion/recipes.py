@@ -20,7 +20,6 @@ from ..lowrank.allocation import (
     threshold_ranks,
     total_cost,
 )
-from ..lowrank.bias_correction import correct_bias
 from ..lowrank.compression import compress, encoder_spectra
 from ..lowrank.spectrum import Spectrum
 from ..lowrank.time_cost import load_time_table
@@ -74,9 +73,7 @@ def compress_loss_aware(
     else:
         ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), settings.rank_multiple)
     frames = model.config.max_source_positions
-    lite = compress(model, calibration.moments, ranks, sensitivities)
-    correct_bias(lite, model, sensitivities.windows)
-    return lite, {
+    return compress(model, calibration.moments, ranks, sensitivities), {
         "recipe": recipe,
         "calibration": {**origin, "languages": dict(sensitivities.languages.most_common())},
         # in nats per window of audio

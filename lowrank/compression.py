@@ -13,6 +13,7 @@ from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.layers import projection_module
 from .allocation import EncoderSpectra, Ranks
+from .bias_correction import correct_bias
 from .moments import OBSERVED_SIDE, EncoderMoments, Moments, blended
 from .sensitivity import Sensitivities
 from .spectrum import Factors, Side, Spectrum, factorize, loss_metric, output_eigenvalues
@@ -97,8 +98,8 @@ def compress(
         model (`WhisperForConditionalGeneration`): the base model; not changed, and no memory is shared with the result.
         moments (`EncoderMoments`): of its encoder, from `collect_moments`.
         ranks (`Ranks`): one dict per encoder layer, for example from `threshold_ranks`.
-        sensitivities (`Sensitivities`, *optional*): with them each projection keeps what the loss feels most, without
-            them what varies most.
+        sensitivities (`Sensitivities`, *optional*): with them each projection keeps what the loss feels most, and the
+            bias of the output is corrected; without them it keeps what varies most.
         damping (`float`, *optional*, defaults to 0.5): of the metric that is made of the sensitivities, see
             `loss_metric`.
 
@@ -125,6 +126,8 @@ def compress(
     done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in shard(range(len(twins)))]
     for index, weights in all_gather(done):
         twins[index].load_state_dict(weights)
+    if sensitivities:
+        correct_bias(lite, model, sensitivities.windows)
     return lite
 
 

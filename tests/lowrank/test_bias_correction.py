@@ -8,8 +8,10 @@ import torch
 
 from lite_whisper.audio import SAMPLING_RATE
 from lite_whisper.audio.windows import with_noise
+from lite_whisper.inference_lite_whisper import end_of_sound
 from lite_whisper.lowrank.bias_correction import correct_bias
 from lite_whisper.lowrank.compression import compress
+from lite_whisper.lowrank.sensitivity import collect_sensitivities
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +56,11 @@ def test_an_uncompressed_encoder_stays_as_it_is(base_model, calibration_batches)
     twin = copy.deepcopy(base_model)
     correct_bias(twin, base_model, calibration_batches[0])
     assert torch.equal(twin.get_encoder().layer_norm.bias, base_model.get_encoder().layer_norm.bias)
+
+
+def test_a_compression_by_the_loss_is_corrected(base_model, moments, calibration_batches) -> None:
+    sensitivities = collect_sensitivities(base_model, calibration_batches[:1])
+    lite = compress(base_model, moments, [{"q_proj": 16, "fc2": 32} for _ in moments], sensitivities)
+    ends = [end // 2 for end in end_of_sound(sensitivities.windows)[0].tolist()]
+    expected = means(base_model, sensitivities.windows, ends)
+    assert (means(lite, sensitivities.windows, ends) - expected).norm() < 1e-3 * expected.norm()
