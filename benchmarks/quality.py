@@ -3,11 +3,12 @@ What compression costs a Whisper in word error rate: the published recipe and th
 
     python benchmarks/quality.py --model MODEL --calibration AUDIO... --test SET... --output FOLDER
         [--sizes 0.81 0.65 0.5] [--recipes published loss-aware] [--recover MINUTES [--bf16]] [--noise DB...]
-        [--rates HZ...] [--gains DB...] [--normalizer english] [--num-samples N] [--batch-size 8]
+        [--rates HZ...] [--gains DB...] [--language CODE] [--normalizer english] [--num-samples N]
+        [--batch-size 8]
 
 MODEL is a folder or a Hub id, SET a folder with transcripts, a size the share of the encoder's parameters that is kept.
-Every set is transcribed greedily, as it is and under each condition: with white noise at so many dB, as if recorded at
-a lower rate, louder or quieter. "wer" is the corpus word error rate, "added" what lies above that of the uncompressed
+Every set is transcribed greedily, in the language that is told or else detected, as it is and under each condition: with
+white noise at so many dB, as if recorded at a lower rate, louder or quieter. "wer" is the corpus word error rate, "added" what lies above that of the uncompressed
 model, with the 95 % interval of a paired bootstrap over the clips (low, high). "differs" is the word error rate against
 the transcripts of the uncompressed model, which needs no references. "long" counts outputs of more than twice as many
 words as the reference, mostly endless repetition.
@@ -35,7 +36,7 @@ from lite_whisper.common.files import claim, write_kept
 from lite_whisper.conversion.convert import CalibratedModel, load_and_calibrate
 from lite_whisper.conversion.recipes import compress_loss_aware, projections_budget
 from lite_whisper.conversion.settings import ConversionSettings
-from lite_whisper.evaluation.decoding import transcribe
+from lite_whisper.evaluation.decoding import Decoding, transcribe
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
 from lite_whisper.lowrank import compress, encoder_spectra
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="*", type=float, default=[], metavar="DB")
     parser.add_argument("--rates", nargs="*", type=float, default=[], metavar="HZ")
     parser.add_argument("--gains", nargs="*", type=float, default=[], metavar="DB")
+    parser.add_argument("--language", metavar="CODE", help="is told to the decoder (default: it detects the language)")
     parser.add_argument("--normalizer", default="english")
     parser.add_argument("--num-samples", type=int, help="windows of calibration audio (default that of convert)")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -144,6 +146,7 @@ class Benchmark:
         """The test sets by name, as they are and changed."""
         for folder in self.arguments.test:
             clips, name = list(AudioDataset([str(folder)], need_text=True)), f"{folder.parent.name}-{folder.name}"
+            name += f" told {self.arguments.language}" if self.arguments.language else ""
             yield name, clips
             for change, values, unit in (
                 (in_noise, self.arguments.noise, "dB noise"),
@@ -202,12 +205,12 @@ class Benchmark:
 
     def transcripts(self, contender: str, make: Callable[[], WhisperForConditionalGeneration]) -> dict[str, list[str]]:
         """The texts of a contender for each test; it is made where one of them is missing."""
-        texts, model = {}, None
+        texts, model, decoding = {}, None, Decoding(language=self.arguments.language)
         for test, clips in self.tests.items():
             path = self.file(f"{contender}, {test}.json")
             if not path.exists():
                 model = model or make().float().eval()
-                found = transcribe(model, self.processor, clips, self.arguments.batch_size).texts
+                found = transcribe(model, self.processor, clips, self.arguments.batch_size, decoding).texts
                 write_kept(path, {clip.name: text for clip, text in zip(clips, found, strict=True)})
             kept = json.loads(path.read_text())
             texts[test] = [kept[clip.name] for clip in clips]

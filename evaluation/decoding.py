@@ -159,15 +159,17 @@ def transcribe(
     processor: WhisperProcessor,
     clips: Sequence[Clip],
     batch_size: int = 8,
+    decoding: Decoding = GREEDY,
 ) -> Transcripts:
     """
-    Transcribes clips of any length greedily, without timestamps in the text; several processes share the batches.
+    Transcribes clips of any length, without timestamps in the text; several processes share the batches.
 
     Args:
         model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
         processor (`WhisperProcessor`): its processor.
         clips (`Sequence[Clip]`): 16 kHz audio.
         batch_size (`int`): clips per batch.
+        decoding (`Decoding`, *optional*): greedy, in the language that the model detects, by default.
     """
     texts = [""] * len(clips)
     warm_up(model, processor.feature_extractor)
@@ -176,7 +178,7 @@ def transcribe(
     mine = list(shard(batches_by_length(clips, processor.feature_extractor, batch_size)))
     with timed_encoder(model) as encoder_time:
         for indices in tqdm(mine, "transcription", unit="batch"):
-            batch, _, retried = transcribe_batch(model, processor, [clips[index] for index in indices])
+            batch, _, retried = transcribe_batch(model, processor, [clips[index] for index in indices], decoding)
             found += zip(indices, batch, strict=True)
             twice += len(retried)
     for index, text in all_gather(found):
