@@ -7,11 +7,11 @@ What compression costs a Whisper in word error rate: the published recipe and th
         [--batch-size 8]
 
 MODEL is a folder or a Hub id, SET a folder with transcripts, a size the share of the encoder's parameters that is kept.
-Every set is transcribed greedily, in the language that is told or else detected, as it is and under each condition: with
-white noise at so many dB, as if recorded at a lower rate, louder or quieter. "wer" is the corpus word error rate, "added" what lies above that of the uncompressed
-model, with the 95 % interval of a paired bootstrap over the clips (low, high). "differs" is the word error rate against
-the transcripts of the uncompressed model, which needs no references. "long" counts outputs of more than twice as many
-words as the reference, mostly endless repetition.
+Every set is transcribed greedily, in the language that is told or else detected, as it is and under each condition:
+with white noise at so many dB, as if recorded at a lower rate, louder or quieter. "wer" is the corpus word error rate,
+"added" what lies above that of the uncompressed model, with the 95 % interval of a paired bootstrap over the clips
+(low, high). "differs" is the word error rate against the transcripts of the uncompressed model, which needs no
+references. "long" counts outputs of more than twice as many words as the reference, mostly endless repetition.
 
 FOLDER keeps the calibration and the transcripts: what was interrupted goes on there, and what is added (a size, a set,
 a condition) is measured alone. The table is FOLDER/quality.csv.
