@@ -126,7 +126,7 @@ def compress(
     done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in shard(range(len(twins)))]
     for index, weights in all_gather(done):
         twins[index].load_state_dict(weights)
-    if sensitivities:
+    if sensitivities and any(ranks):
         correct_bias(lite, model, sensitivities.windows)
     return lite
 
