@@ -62,10 +62,9 @@ def collect_sensitivities(
     pass carries all tokens of a window, whose draws are independent, down to the projections; several passes with new
     noise make the estimate steadier.
 
-    Time: two forward passes of the encoder, the greedy transcripts, and for every draw about as much as two forward
-    passes. Memory: ten d x d matrices in float64 per layer (4.2 GB for large-v3) and, for each window of a batch, the
-    inputs of all encoder layers, the activations of one of them and those of the decoder (together 1.6 GB). Of several
-    processes each computes its shard of the batches, and all get the sensitivities of all audio.
+    Time: two forward passes of the encoder, the greedy transcripts, and for every draw about two forward passes.
+    Memory: ten d x d matrices in float64 per layer (4.2 GB for large-v3) and, for each window of a batch, 1.6 GB:
+    inputs of all encoder layers, activations of one and of the decoder. All processes get the same.
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
