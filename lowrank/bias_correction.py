@@ -14,9 +14,10 @@ def correct_bias(
     """
     Moves the bias of the encoder's last layer norm so that the mean output is that of the base model, in place.
 
-    What the pairs leave out adds up, from layer to layer, to a shift that is much the same for all audio. The decoder
-    tells languages apart by less. This is bias correction (Nagel et al., 2019, https://arxiv.org/abs/1906.04721,
-    section 4.2), once, at the output. Means are over the positions of sound, of which padding has none.
+    What the pairs leave out adds up, from layer to layer, to a shift that is much the same for all audio in the
+    languages of the calibration. The decoder tells languages apart by less. This is bias correction (Nagel et al.,
+    2019, https://arxiv.org/abs/1906.04721, section 4.2), once, at the output. Means are over the positions of sound, of
+    which padding has none.
 
     Time: one forward pass of both encoders for each window. Several processes share the windows.
 
@@ -35,4 +36,4 @@ def correct_bias(
         sounding = positions < end_of_sound(features)[0]
         shift += difference[0, sounding].sum(dim=0, dtype=torch.float64)
         count += sounding.sum()
-    bias.add_((all_reduce(shift) / all_reduce(count)).to(bias.dtype))
+    bias.add_((all_reduce(shift) / all_reduce(count).clamp(min=1)).to(bias.dtype))

@@ -61,6 +61,12 @@ def test_an_uncompressed_encoder_stays_as_it_is(base_model, calibration_batches)
 def test_a_compression_by_the_loss_is_corrected(base_model, moments, calibration_batches) -> None:
     sensitivities = collect_sensitivities(base_model, calibration_batches[:1])
     lite = compress(base_model, moments, [{"q_proj": 16, "fc2": 32} for _ in moments], sensitivities)
-    ends = [end // 2 for end in end_of_sound(sensitivities.windows)[0].tolist()]
+    ends = [(end + 1) // 2 for end in end_of_sound(sensitivities.windows)[0].tolist()]
     expected = means(base_model, sensitivities.windows, ends)
     assert (means(lite, sensitivities.windows, ends) - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_windows_without_sound_correct_nothing(base_model, lite) -> None:
+    corrected = copy.deepcopy(lite)
+    correct_bias(corrected, base_model, torch.full((2, 80, 600), -1.5))
+    assert torch.equal(corrected.get_encoder().layer_norm.bias, lite.get_encoder().layer_norm.bias)
