@@ -80,11 +80,11 @@ def main() -> None:
         settings = Recovery(batch_size=arguments.batch_size)
         clock = Clock()
         with tempfile.TemporaryDirectory() as work, PeakMemory(device) as memory:
-            options = training_arguments(settings, arguments.steps, Path(work), arguments.bf16, device)
+            options = training_arguments(settings, arguments.steps, 1e-4, Path(work), arguments.bf16, device)
             options.eval_strategy = options.save_strategy = "no"
             options.load_best_model_at_end = options.eval_on_start = False
             lessons = random_lessons(config, 2 * arguments.batch_size, Path(work))
-            RecoveryTrainer(student, settings, args=options, train_dataset=lessons, callbacks=[clock]).train()
+            RecoveryTrainer(student, settings, options, train_dataset=lessons, callbacks=[clock]).train()
         rate = (len(clock.times) - WARM_UP) / (clock.times[-1] - clock.times[WARM_UP - 1])
         print(
             f"{shape} {arguments.size}, batch {arguments.batch_size}, {'bf16' if arguments.bf16 else 'fp32'}, {name}: "

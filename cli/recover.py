@@ -32,7 +32,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the samples, the noise and their order (default 0)")
     parser.add_argument("--batch-size", type=positive, default=Recovery.batch_size, help="windows per step (default 2)")
-    parser.add_argument("--learning-rate", type=float, default=Recovery.learning_rate)
+    parser.add_argument(
+        "--learning-rate", type=float, help="the highest (default: it follows from how far the model is off)"
+    )
     add_device(parser)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where that is safe (autocast)")
     return parser

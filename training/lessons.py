@@ -40,8 +40,8 @@ class Recovery:
     Args:
         steps (`int`, *optional*): as many as fit into `minutes` by default.
         minutes (`float`, *optional*, defaults to 10): all of it together: the teacher's part and the student's.
-        learning_rate (`float`, *optional*, defaults to 3e-4): the highest, reached after a twentieth of the steps; it
-            falls to 0 as a cosine.
+        learning_rate (`float`, *optional*): the highest, reached after a twentieth of the steps; it falls to 0 as a
+            cosine. By default it follows from the loss before the first step, see `learning_rate_of`.
         states (`float`, *optional*, defaults to 1): weight of a loss, see `RecoveryTrainer`.
         layers (`float`, *optional*, defaults to 1): likewise.
         decoder (`float`, *optional*, defaults to 0.2): likewise.
@@ -55,7 +55,7 @@ class Recovery:
 
     steps: int | None = None
     minutes: float = 10.0
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     states: float = 1.0
     layers: float = 1.0
     decoder: float = 0.2

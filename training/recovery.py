@@ -21,7 +21,14 @@ from ..lowrank.compression import set_factors
 from ..lowrank.spectrum import Factors, balanced
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
 from .lessons import Lessons, Recovery, on_cpu, seconds_of, teach, words_in
-from .trainer import EVALUATIONS, RecoveryTrainer, affordable_steps, last_checkpoint, training_arguments
+from .trainer import (
+    EVALUATIONS,
+    RecoveryTrainer,
+    affordable_steps,
+    last_checkpoint,
+    learning_rate_of,
+    training_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +132,12 @@ def recover(
     freeze(student)
     start = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
 
-    def trainer_of(steps: int) -> RecoveryTrainer:
-        arguments = training_arguments(settings, steps, training, bf16, device)
-        return RecoveryTrainer(student, settings, args=arguments, train_dataset=train, eval_dataset=test)
+    def trainer_of(steps: int, rate: float = 0.0) -> RecoveryTrainer:
+        arguments = training_arguments(settings, steps, rate, training, bf16, device)
+        return RecoveryTrainer(student, settings, arguments, train_dataset=train, eval_dataset=test)
+
+    trial = trainer_of(EVALUATIONS)
+    rate = learning_rate_of(trial) if settings.learning_rate is None else settings.learning_rate
 
     kept = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
     if kept:
@@ -135,8 +145,8 @@ def recover(
     elif settings.steps:
         steps = settings.steps
     else:
-        steps = affordable_steps(trainer_of(EVALUATIONS), 60 * settings.minutes - (time.monotonic() - began))
-    trainer = trainer_of(steps)
+        steps = affordable_steps(trial, 60 * settings.minutes - (time.monotonic() - began))
+    trainer = trainer_of(steps, rate)
     trainer.state = kept or trainer.state
     before, after = _losses(trainer, checkpoint)
     if not after < before:
@@ -146,7 +156,8 @@ def recover(
     for parameter in trainable:  # all but the position embeddings
         parameter.requires_grad_(True)
     student.eval()
-    return {**asdict(settings), "steps": trainer.state.global_step, "loss_before": before, "loss_after": after}
+    taken = {"learning_rate": rate, "steps": trainer.state.global_step}
+    return {**asdict(settings), **taken, "loss_before": before, "loss_after": after}
 
 
 def _parts(windows: Sequence[Clip]) -> dict[str, list[Clip]]:

@@ -21,6 +21,8 @@ from .lessons import Recovery, collate, compared_layers
 
 EVALUATIONS = 5
 DIGESTS = "digests.json"
+HIGHEST_RATE = 3e-4
+RATE_OF_LOSS = 7e-4  # so much of the loss is the learning rate, chosen on calibration audio held out
 
 
 class RecoveryTrainer(Trainer):
@@ -34,12 +36,14 @@ class RecoveryTrainer(Trainer):
     together, or in which process.
     """
 
-    def __init__(self, student: LiteWhisperForConditionalGeneration, settings: Recovery, **arguments: Any) -> None:
+    def __init__(
+        self, student: LiteWhisperForConditionalGeneration, settings: Recovery, args: TrainingArguments, **more: Any
+    ) -> None:
         self.student = student.model  # without its head over the vocabulary
         self.settings = settings
         # Updates without singular values: layers whose inputs have a few huge directions do not hold back the others.
-        muon = {"lr": settings.learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
-        super().__init__(self.student, data_collator=collate, optimizer_cls_and_kwargs=(Muon, muon), **arguments)
+        muon = {"lr": args.learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+        super().__init__(self.student, data_collator=collate, optimizer_cls_and_kwargs=(Muon, muon), args=args, **more)
         self.add_callback(WriteDigests())
 
     def compute_loss(
@@ -93,7 +97,7 @@ def relative_distance(ours: torch.Tensor, theirs: torch.Tensor, counted: torch.T
 
 
 def training_arguments(
-    settings: Recovery, steps: int, folder: Path, bf16: bool, device: torch.device
+    settings: Recovery, steps: int, rate: float, folder: Path, bf16: bool, device: torch.device
 ) -> TrainingArguments:
     """The arguments of a `RecoveryTrainer` that keeps the best of `EVALUATIONS` checkpoints in a folder."""
     interval = max(1, steps // EVALUATIONS)
@@ -103,7 +107,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
+        learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=steps // 20,
         bf16=bf16,
@@ -129,6 +133,22 @@ def training_arguments(
         disable_tqdm=False,
         use_cpu=device.type == "cpu",
     )
+
+
+@torch.no_grad()
+def learning_rate_of(trial: RecoveryTrainer) -> float:
+    """
+    A learning rate for this student: in proportion to its loss on what is held out, but no higher than `HIGHEST_RATE`.
+
+    The less there is to learn, the smaller are the steps that still lead there.
+    """
+    trial.student.eval()
+    losses = []
+    for inputs in trial.get_eval_dataloader():
+        with trial.compute_loss_context_manager():
+            losses.append(trial.compute_loss(trial.student, trial._prepare_inputs(inputs)))
+    loss = float(trial.accelerator.gather(torch.stack(losses)).mean())
+    return min(HIGHEST_RATE, RATE_OF_LOSS * loss)
 
 
 def affordable_steps(trial: RecoveryTrainer, seconds: float) -> int:

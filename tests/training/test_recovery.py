@@ -26,7 +26,14 @@ from lite_whisper.models.layers import layer_inputs
 from lite_whisper.training import recovery, trainer
 from lite_whisper.training.lessons import Lessons, Recovery, _lesson, collate, compared_layers, spliced, teach
 from lite_whisper.training.recovery import balance, recover
-from lite_whisper.training.trainer import EVALUATIONS, RecoveryTrainer, training_arguments
+from lite_whisper.training.trainer import (
+    EVALUATIONS,
+    HIGHEST_RATE,
+    RATE_OF_LOSS,
+    RecoveryTrainer,
+    learning_rate_of,
+    training_arguments,
+)
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
@@ -104,8 +111,8 @@ def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, cli
     files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
     batch = collate([Lessons(files)[index] for index in range(4)])
     settings = Recovery(states=0.5, layers=0.7, decoder=2.0)
-    arguments = training_arguments(settings, 5, tmp_path, False, torch.device("cpu"))
-    trainer = RecoveryTrainer(lite, settings, args=arguments, eval_dataset=Lessons(files))
+    arguments = training_arguments(settings, 5, 1e-4, tmp_path, False, torch.device("cpu"))
+    trainer = RecoveryTrainer(lite, settings, arguments, eval_dataset=Lessons(files))
     loss = trainer.compute_loss(lite.model, batch)
     with torch.no_grad():
         expected = 0.0
@@ -122,6 +129,20 @@ def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, cli
             of_states = ((states - wanted) ** 2).mean() / wanted.var()
             expected += (0.5 * of_states + 0.7 * sum(of_layers) / 5 + 2.0 * of_decoder) / 4
     assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
+
+
+def test_the_learning_rate_follows_from_the_loss(lite, base_model, processor, clips, tmp_path: Path) -> None:
+    """In proportion to it, up to a highest; batches of two, so that every window counts the same."""
+    lessons = Lessons(teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1)))
+    arguments = training_arguments(replace(SHORT, batch_size=2), 5, 0.0, tmp_path, False, torch.device("cpu"))
+    trial = RecoveryTrainer(lite, SHORT, arguments, eval_dataset=lessons)
+    with torch.no_grad():
+        loss = trial.compute_loss(lite.model.eval(), collate([lessons[index] for index in range(4)])).item()
+    assert loss < HIGHEST_RATE / RATE_OF_LOSS
+    assert learning_rate_of(trial) == pytest.approx(RATE_OF_LOSS * loss, rel=1e-3)
+    for layer in lite.get_encoder().layers:
+        layer.fc2.weight2.data *= 10
+    assert learning_rate_of(trial) == HIGHEST_RATE
 
 
 @pytest.mark.slow
@@ -230,7 +251,7 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
     shutil.copytree(tmp_path / "broken/training/checkpoint-6", tmp_path / "broken/training/checkpoint-8")
     (tmp_path / "broken/training/checkpoint-8/trainer_state.json").write_text('{"best_global')
     # Nor is it ever resumed as another one, whatever of its origin is removed.
-    other = replace(SHORT, learning_rate=SHORT.learning_rate / 2)
+    other = replace(SHORT, learning_rate=1e-4)
     with pytest.raises(InputError, match=r"training was made from .* learning_rate .* remove the whole folder"):
         recover(students(), *given, tmp_path / "broken", other)
     without = shutil.copytree(tmp_path / "broken", tmp_path / "without")
