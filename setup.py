@@ -9,6 +9,7 @@ FLOORS = (
     "common",
     "conversion",
     "evaluation",
+    "export",
     "lowrank",
     "models",
     "publishing",
@@ -58,6 +59,7 @@ setup(
         "transformers>=5,<6",
     ],
     extras_require={
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "ray": ["ray[data]"],
         "docs": ["mkdocs-material"],
         "test": [
@@ -65,6 +67,10 @@ setup(
             "import-linter",
             "jsonschema",
             "mypy",
+            "onnx",
+            "onnx-asr",
+            "onnxruntime",
+            "onnxscript",
             "parameterized",  # what the tests of transformers import
             "peft>=0.18",
             "pytest",

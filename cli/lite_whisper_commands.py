@@ -19,6 +19,7 @@ COMMANDS = {
     "profile": ("lite_whisper.cli.profile", "measure what products of every rank take on this machine"),
     "recover": ("lite_whisper.cli.recover", "train a compressed model to agree with the one before compression"),
     "pad": ("lite_whisper.cli.pad", "let a model know the silence behind a clip, so that it costs nothing"),
+    "export": ("lite_whisper.cli.export", "write a model for another runtime, such as ONNX Runtime"),
     "transcribe": ("lite_whisper.cli.transcribe", "transcribe recordings with any Whisper"),
     "evaluate": ("lite_whisper.cli.evaluate", "measure and compare error rates and speed"),
     "score": ("lite_whisper.cli.score", "compute the figures of an evaluation again"),

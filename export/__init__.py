@@ -1,0 +1,5 @@
+"""Models for other runtimes."""
+
+from .export import ExportSettings, export
+
+__all__ = ["ExportSettings", "export"]

@@ -1,0 +1,96 @@
+"""Any Whisper in, a folder for another runtime out."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import WhisperForConditionalGeneration
+
+from ..common.errors import InputError
+from ..common.files import check_output_folder, temporary_name
+from ..inference_lite_whisper import is_plain, projections
+from ..models.folders import load_model
+from .onnx_folder import write_onnx_folder
+
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # of each format, by the names under which they are imported
+OF_LANGUAGES = ("lang_to_id", "task_to_id", "no_timestamps_token_id")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """
+    Which model is to run where.
+
+    Args:
+        model (`str`): Hub id or folder of a Whisper, compressed or not.
+        output (`Path`): the folder to write.
+        format (`str`): `onnx`.
+        dtype (`Sequence[str]`): precisions, keys of `onnx_precision.SUFFIXES`.
+        overwrite (`bool`): whether a folder at `output` is replaced.
+    """
+
+    model: str
+    output: Path
+    format: str = "onnx"
+    dtype: Sequence[str] = ("fp32", "q8")
+    overwrite: bool = False
+
+
+def export(settings: ExportSettings) -> None:
+    """
+    Writes a model as a folder for another runtime, which appears only when it is whole.
+
+    Args:
+        settings (`ExportSettings`): what to do.
+
+    Raises:
+        InputError: packages are missing, or model or output cannot be used.
+    """
+    missing = [name for name in PACKAGES[settings.format] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} is missing, which the format needs: pip install 'lite-whisper[{settings.format}]'",
+            setting="format",
+        )
+    check_output_folder(settings.output, settings.overwrite)
+    if settings.output.resolve() == Path(settings.model).resolve():
+        raise InputError(f"the output is {settings.model} itself; choose another folder", setting="output")
+    model, processor = load_model(settings.model)
+    check_exportable(model, settings.model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with temporary_name(settings.output) as folder:
+        write_onnx_folder(model.float().eval(), processor, settings.dtype, folder)
+
+
+def check_exportable(model: WhisperForConditionalGeneration, name: str) -> None:
+    """
+    Makes sure that a model has what an exported one needs.
+
+    Raises:
+        InputError: it has adapters or quantised layers, or its generation settings lack those of languages.
+    """
+    encoder = model.get_encoder()
+    found = [module for layer in encoder.layers for module in projections(layer).values() if not is_plain(module)]
+    found += [
+        module for module in model.get_decoder().modules() if _multiplies(module) and type(module) is not nn.Linear
+    ]
+    if found:
+        raise InputError(
+            f"{name} has layers of the type {type(found[0]).__name__}; merge adapters into the model first, and give "
+            "the model as it was before its layers were quantised"
+        )
+    if getattr(model.generation_config, "is_multilingual", False):
+        lacking = [key for key in OF_LANGUAGES if not getattr(model.generation_config, key, None)]
+        if lacking:
+            raise InputError(
+                f"generation_config.json of {name} lacks {', '.join(lacking)}; copy it from the Whisper that it was "
+                "made from, or complete the model: lite-whisper convert --upgrade"
+            )
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether it stands where Whisper has a linear layer."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
