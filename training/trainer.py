@@ -22,7 +22,7 @@ from .lessons import Recovery, collate, compared_layers
 EVALUATIONS = 5
 DIGESTS = "digests.json"
 HIGHEST_RATE = 3e-4
-RATE_OF_LOSS = 7e-4  # so much of the loss is the learning rate, chosen on calibration audio held out
+RATE_OF_LOSS = 9e-4  # so much of the loss is the learning rate, chosen on calibration audio held out
 
 
 class RecoveryTrainer(Trainer):
