@@ -1,4 +1,4 @@
-"""Draws recipes.png from the table of both recipes in docs/results/quality.md: python docs/images/recipes.py"""
+"""Draws recipes.png from the table of both recipes in docs/results/miniature.md: python docs/images/recipes.py"""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ NUMBERS = r"(-?[\d.]+) \((-?[\d.]+) to (-?[\d.]+)\)"  # added errors and their i
 ROW = rf"^\| ([\d.]+) M \(\d+ %\) \| 0 \| {NUMBERS} \| {NUMBERS} \|$"
 RECIPES = {"published recipe (variance)": 1, "default recipe (loss-aware)": 4}
 
-table = (HERE.parent / "results/quality.md").read_text()
+table = (HERE.parent / "results/miniature.md").read_text()
 rows = [tuple(map(float, row)) for row in re.findall(ROW, table, flags=re.MULTILINE)]
 assert len(rows) == 3
 
