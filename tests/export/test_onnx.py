@@ -203,6 +203,25 @@ def test_onnx_asr_gives_the_transcripts_of_transformers(
     assert same == len(wanted) if suffix != "?quantized" else same >= len(wanted) - 2
 
 
+def test_weights_that_are_too_large_lie_beside_the_graph(
+    padded, graphs: Graphs, processor: WhisperProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers.js looks into config.json for them."""
+    monkeypatch.setattr(onnx_folder, "trace", lambda model: graphs)
+    monkeypatch.setattr(onnx_folder, "LARGEST_FILE", 300_000)
+    onnx_folder.write_onnx_folder(padded, processor, ["fp32"], tmp_path / "large")
+    config = json.loads((tmp_path / "large/config.json").read_text())
+    assert config["model_type"] == "lite-whisper"
+    names = ["encoder_model.onnx", "decoder_model_merged.onnx"]
+    assert config["transformers.js_config"] == {"use_external_data_format": dict.fromkeys(names, 1)}
+    for name in names:
+        assert (tmp_path / f"large/onnx/{name}").stat().st_size < 200_000
+    encoder = onnxruntime.InferenceSession(tmp_path / "large/onnx/encoder_model.onnx")
+    features = features_until(12)
+    found, wanted = (run(of, input_features=features.numpy()) for of in (encoder, session(graphs.encoder)))
+    np.testing.assert_array_equal(found["last_hidden_state"], wanted["last_hidden_state"])
+
+
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert command.main([str(MODEL), "--format", "onnx", "--output", str(tmp_path / "out")]) == 1
