@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 from ..common.errors import InputError
 from ..common.files import check_output_folder, temporary_name
 from ..inference_lite_whisper import is_plain, projections
-from ..models.folders import load_model
+from ..models.folders import load_model, model_files
 from .onnx_folder import write_onnx_folder
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # of each format, by the names under which they are imported
@@ -57,12 +57,27 @@ def export(settings: ExportSettings) -> None:
     check_output_folder(settings.output, settings.overwrite)
     if settings.output.resolve() == Path(settings.model).resolve():
         raise InputError(f"the output is {settings.model} itself; choose another folder", setting="output")
+    check_plain(settings.model)
     model, processor = load_model(settings.model)
     check_exportable(model, settings.model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with temporary_name(settings.output) as folder:
         write_onnx_folder(model.float().eval(), processor, settings.dtype, folder)
+
+
+def check_plain(name: str) -> None:
+    """
+    Makes sure, before it is loaded, that a model has neither adapters nor quantised layers.
+
+    Raises:
+        InputError: it has; or there is no such model.
+    """
+    folder, config = model_files(name)
+    if config.get("quantization_config"):
+        raise InputError(f"the layers of {name} are quantised; give the model as it was before", setting="dtype")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{name} has an adapter; merge it into the model first (merge_and_unload of PEFT)")
 
 
 def check_exportable(model: WhisperForConditionalGeneration, name: str) -> None:
