@@ -113,10 +113,8 @@ def recover(
     device = student.device
     PartialState(cpu=device.type == "cpu")  # so that several processes know of each other from here on
     began = time.monotonic()
-    schedule = {
-        **({"minutes": settings.minutes} if settings.steps is None else {"steps": settings.steps}),
-        "bf16": bf16,
-    }
+    length = "minutes" if settings.steps is None else "steps"
+    schedule = {length: getattr(settings, length), "bf16": bf16}
     # Lessons serve any number of steps, a checkpoint does not.
     decisive = {**(origin or {}), **{name: value for name, value in asdict(settings).items() if name not in LENGTH}}
     training = folder / "training"
