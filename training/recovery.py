@@ -136,13 +136,9 @@ def recover(
 
     trial = trainer_of(EVALUATIONS)
     rate = learning_rate_of(trial) if settings.learning_rate is None else settings.learning_rate
-
     kept = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
-    if kept:
-        steps = kept.max_steps
-    elif settings.steps:
-        steps = settings.steps
-    else:
+    steps = kept.max_steps if kept else settings.steps
+    if not steps:
         steps = affordable_steps(trial, 60 * settings.minutes - (time.monotonic() - began))
     trainer = trainer_of(steps, rate)
     trainer.state = kept or trainer.state
