@@ -88,7 +88,8 @@ def shorter(written: list[Step]) -> list[Step]:
 
 def lanes(written: list[Step]) -> list[list[Step]]:
     """Two halves of about the same time: what needs the demo's model and no other result runs beside the rest."""
-    apart = [step for step in written if step.language == "python" or step.page == "docs/guide/large-jobs.md"]
+    programs = [step for step in written if step.language == "python" and "digits-onnx" not in step.text]
+    apart = [step for step in written if step in programs or step.page == "docs/guide/large-jobs.md"]
     return [[step for step in written if step not in apart], apart]
 
 
