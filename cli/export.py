@@ -32,8 +32,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         type=precisions,
-        default=("fp32", "q8"),
-        help=f"of the weights, one or more of {', '.join(SUFFIXES)}, separated by commas (default fp32,q8)",
+        default=ExportSettings.dtype,
+        help=f"of the weights, one or more of {', '.join(SUFFIXES)}, separated by commas "
+        f"(default {','.join(ExportSettings.dtype)})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder at --output")
     return parser

@@ -190,6 +190,24 @@ def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.jso
         raise InputError(f"{path} exists; choose another output, or have it replaced", setting="overwrite")
 
 
+def check_output(output: Path, source: str, overwrite: bool = False, known_by: str = "config.json") -> None:
+    """
+    Makes sure, before any work is done, that a folder can be written.
+
+    Args:
+        output (`Path`): the folder.
+        source (`str`): the model that it is made from.
+        overwrite (`bool`): whether a folder that exists may be replaced.
+        known_by (`str`): a file that every folder of its kind holds; others are not replaced.
+
+    Raises:
+        InputError: it exists, cannot be written, or is the source itself.
+    """
+    check_output_folder(output, overwrite, known_by)
+    if output.resolve() == Path(source).resolve():
+        raise InputError(f"the output is {source} itself; choose another folder", setting="output")
+
+
 def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path, remove: str = "it") -> None:
     """
     Refuses to go on with what was made with other settings, and says with which.

@@ -10,7 +10,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset
-from ..common.files import unfinished
+from ..common.files import check_output, unfinished
 from ..common.processes import is_main_process, join
 from ..lowrank.time_cost import load_time_table
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
@@ -21,7 +21,7 @@ from .calibration import Calibration, calibrate, calibration_windows
 from .measurement import Figures, clips_to_transcribe, measure
 from .padding import learn_anew
 from .recipes import Account, check_feasible, compress_liteasr, compress_loss_aware
-from .saving import base_card, check_output, save_model_folder
+from .saving import base_card, save_model_folder
 from .settings import ConversionSettings
 
 

@@ -9,13 +9,14 @@ import torch
 from ..audio import AudioDataset
 from ..audio.windows import feature_batches
 from ..common.errors import InputError
+from ..common.files import check_output
 from ..common.processes import is_main_process, join, shard
 from ..lowrank.compression import empty_lite_model
 from ..lowrank.padding import add_padding, learn_padding
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.compression_json import read_compression
 from ..models.folders import encoder_parameters, load_model, model_files
-from .saving import check_output, save_model_folder
+from .saving import save_model_folder
 from .settings import NOISE, Noise
 
 

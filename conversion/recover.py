@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..audio import AudioDataset, feature_batches
-from ..common.files import unfinished
+from ..common.files import check_output, unfinished
 from ..common.processes import is_main_process, join, shard
 from ..models.compression_json import public_name, read_compression
 from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
 from ..publishing.card import rendered_card
 from ..training.recovery import Recovery, recover
 from .padding import learn_anew
-from .saving import check_output, save_model_folder
+from .saving import save_model_folder
 
 
 @dataclass(frozen=True)

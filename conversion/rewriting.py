@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from ..common.errors import InputError
+from ..common.files import check_output
 from ..models.compression_json import public_name
 from ..models.folders import base_model_files, load_compressed_model
 from ..models.published import base_of_published
-from .saving import base_card, check_output, save_model_folder
+from .saving import base_card, save_model_folder
 
 
 def merge(name: str, output: Path, overwrite: bool = False) -> None:

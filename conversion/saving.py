@@ -10,8 +10,7 @@ from huggingface_hub import metadata_load
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from yaml import YAMLError
 
-from ..common.errors import InputError
-from ..common.files import check_output_folder, temporary_name
+from ..common.files import temporary_name
 from ..common.plots import saved_figure
 from ..configuration_lite_whisper import PROJECTIONS
 from ..lowrank.allocation import Ranks
@@ -41,24 +40,6 @@ def base_card(files: Path) -> dict[str, Any]:
 def _is_text(value: Any) -> bool:
     """Whether it is text, or a list of texts, as a card has them."""
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
-
-
-def check_output(output: Path, source: str, overwrite: bool = False, known_by: str = "config.json") -> None:
-    """
-    Makes sure, before any work is done, that a folder can be written.
-
-    Args:
-        output (`Path`): the folder.
-        source (`str`): the model that it is made from.
-        overwrite (`bool`): whether a folder that exists may be replaced.
-        known_by (`str`): a file that every folder of its kind holds; others are not replaced.
-
-    Raises:
-        InputError: it exists, cannot be written, or is the source itself.
-    """
-    check_output_folder(output, overwrite, known_by)
-    if output.resolve() == Path(source).resolve():
-        raise InputError(f"the output is {source} itself; choose another folder", setting="output")
 
 
 def save_model_folder(

@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 
 from ..audio import Clip
 from ..common.errors import InputError
-from ..common.files import check_same, read_kept, temporary_name, unfinished, write_kept
+from ..common.files import check_output, check_same, read_kept, temporary_name, unfinished, write_kept
 from ..common.plots import saved_figure
 from ..common.processes import broadcast, is_main_process, join
 from ..lowrank.allocation import budget_ranks, threshold_ranks_within
@@ -20,7 +20,6 @@ from ..models.folders import encoder_parameters
 from .convert import CalibratedModel, load_and_calibrate
 from .measurement import clips_to_transcribe, measure
 from .recipes import projections_budget
-from .saving import check_output
 from .settings import ConversionSettings
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import WhisperForConditionalGeneration
 
 from ..common.errors import InputError
-from ..common.files import check_output_folder, temporary_name
+from ..common.files import check_output, temporary_name
 from ..inference_lite_whisper import is_plain, projections
 from ..models.folders import load_model, model_files
 from .onnx_folder import write_onnx_folder
@@ -54,9 +54,7 @@ def export(settings: ExportSettings) -> None:
             f"{', '.join(missing)} is missing, which the format needs: pip install 'lite-whisper[{settings.format}]'",
             setting="format",
         )
-    check_output_folder(settings.output, settings.overwrite)
-    if settings.output.resolve() == Path(settings.model).resolve():
-        raise InputError(f"the output is {settings.model} itself; choose another folder", setting="output")
+    check_output(settings.output, settings.model, settings.overwrite)
     check_plain(settings.model)
     model, processor = load_model(settings.model)
     check_exportable(model, settings.model)
@@ -87,11 +85,9 @@ def check_exportable(model: WhisperForConditionalGeneration, name: str) -> None:
     Raises:
         InputError: it has adapters or quantised layers, or its generation settings lack those of languages.
     """
-    encoder = model.get_encoder()
-    found = [module for layer in encoder.layers for module in projections(layer).values() if not is_plain(module)]
-    found += [
-        module for module in model.get_decoder().modules() if _multiplies(module) and type(module) is not nn.Linear
-    ]
+    modules = [module for layer in model.get_encoder().layers for module in projections(layer).values()]
+    modules += filter(_multiplies, model.get_decoder().modules())
+    found = [module for module in modules if not is_plain(module)]
     if found:
         raise InputError(
             f"{name} has layers of the type {type(found[0]).__name__}; merge adapters into the model first, and give "

@@ -39,7 +39,7 @@ def write_onnx_folder(
     (folder / "onnx").mkdir(parents=True)
     external: dict[str, int] = {}
     for precision in precisions:
-        encoder, first, following = (in_precision(_copy(graph), precision) for graph in vars(graphs).values())
+        encoder, first, following = (in_precision(graph, precision) for graph in vars(graphs).values())
         for name, graph in {"encoder_model": encoder, "decoder_model_merged": merged(first, following)}.items():
             path = folder / "onnx" / f"{name}{SUFFIXES[precision]}.onnx"
             if _write(graph, path):
@@ -53,12 +53,6 @@ def write_onnx_folder(
     model.generation_config.save_pretrained(folder)
     processor.feature_extractor.save_pretrained(folder)
     _write_tokenizer(processor.tokenizer, folder)
-
-
-def _copy(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    copied = type(model)()
-    copied.CopyFrom(model)
-    return copied
 
 
 def _write(model: "onnx.ModelProto", path: Path) -> bool:

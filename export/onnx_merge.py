@@ -1,5 +1,6 @@
 """Two ONNX graphs of a decoder, of the first step and of those that follow, as one with a switch between them."""
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,7 @@ def _branch(
         names[weight.name] = _shared(weight, weights)
     nodes = []
     for node in graph.node:
-        nodes.append(type(node)())
-        nodes[-1].CopyFrom(node)
+        nodes.append(copy.deepcopy(node))
         nodes[-1].name = node.name and f"{name}/{node.name}"
         nodes[-1].input[:] = [names[value] for value in node.input]
         names |= {value: f"{name}/{value}" for value in node.output if value}
@@ -86,8 +86,7 @@ def _shared(weight: "onnx.TensorProto", weights: "dict[str, onnx.TensorProto]") 
     digest.update(numpy_helper.to_array(weight).tobytes())
     key = digest.hexdigest()
     if key not in weights:
-        weights[key] = type(weight)()
-        weights[key].CopyFrom(weight)
+        weights[key] = copy.deepcopy(weight)
         if any(weight.name == other.name for other in weights.values() if other is not weights[key]):
             weights[key].name = f"{weight.name}/{key[:8]}"
     return weights[key].name

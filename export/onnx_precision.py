@@ -1,5 +1,6 @@
 """An ONNX graph in another precision, by ONNX Runtime's own tools."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,10 @@ def in_precision(model: "onnx.ModelProto", precision: str) -> "onnx.ModelProto":
     Whisper's hidden states are huge, and the directions between two factors are of very different sizes.
 
     Args:
-        model (`onnx.ModelProto`): in fp32; it may be changed.
+        model (`onnx.ModelProto`): in fp32.
         precision (`str`): a key of `SUFFIXES`.
     """
+    model = copy.deepcopy(model)  # the tools change what they are given, and so does onnx when it saves
     with _quiet():
         if precision.startswith("q"):
             model = _in_blocks(model, int(precision[1]))
