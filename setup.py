@@ -10,6 +10,7 @@ FLOORS = (
     "conversion",
     "evaluation",
     "export",
+    "integrations",
     "lowrank",
     "models",
     "publishing",
@@ -59,10 +60,13 @@ setup(
         "transformers>=5,<6",
     ],
     extras_require={
+        "faster-whisper": ["ctranslate2>=4.8", "faster-whisper>=1.2"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
+        "openvino": ["onnx", "onnxscript", "openvino", "openvino-genai", "openvino-tokenizers"],
         "ray": ["ray[data]"],
         "docs": ["mkdocs-material"],
         "test": [
+            "faster-whisper>=1.2",
             "hypothesis",
             "import-linter",
             "jsonschema",
@@ -71,6 +75,7 @@ setup(
             "onnx-asr",
             "onnxruntime",
             "onnxscript",
+            "openvino-genai",
             "parameterized",  # what the tests of transformers import
             "peft>=0.18",
             "pytest",

@@ -12,10 +12,39 @@ from ..common.errors import InputError
 from ..common.files import check_output, temporary_name
 from ..inference_lite_whisper import is_plain, projections
 from ..models.folders import load_model, model_files
-from .onnx_folder import write_onnx_folder
+from . import faster_whisper_folder, onnx_folder, openvino_folder
+from .onnx_precision import SUFFIXES
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # of each format, by the names under which they are imported
 OF_LANGUAGES = ("lang_to_id", "task_to_id", "no_timestamps_token_id")
+
+
+@dataclass(frozen=True)
+class Format:
+    """
+    What a model can be written as.
+
+    Args:
+        packages (`tuple[str, ...]`): what that takes, by the names under which they are imported.
+        precisions (`tuple[str, ...]`): of the weights.
+        usual (`tuple[str, ...]`): those that are written unless others are asked for.
+        several (`bool`): whether a folder may hold several; otherwise their files have the same names.
+    """
+
+    packages: tuple[str, ...]
+    precisions: tuple[str, ...]
+    usual: tuple[str, ...]
+    several: bool = False
+
+
+FORMATS = {
+    "onnx": Format(("onnx", "onnxscript", "onnxruntime"), tuple(SUFFIXES), ("fp32", "q8"), several=True),
+    "faster-whisper": Format(
+        ("ctranslate2", "faster_whisper"), tuple(faster_whisper_folder.QUANTIZATION), usual=("fp32",)
+    ),
+    "openvino": Format(
+        ("onnx", "onnxscript", "openvino", "openvino_tokenizers"), openvino_folder.PRECISIONS, usual=("fp16",)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -26,15 +55,15 @@ class ExportSettings:
     Args:
         model (`str`): Hub id or folder of a Whisper, compressed or not.
         output (`Path`): the folder to write.
-        format (`str`): `onnx`.
-        dtype (`Sequence[str]`): precisions, keys of `onnx_precision.SUFFIXES`.
+        format (`str`): a key of `FORMATS`.
+        dtype (`Sequence[str]`, *optional*): precisions, of those of the format, for which see there.
         overwrite (`bool`): whether a folder at `output` is replaced.
     """
 
     model: str
     output: Path
     format: str = "onnx"
-    dtype: Sequence[str] = ("fp32", "q8")
+    dtype: Sequence[str] | None = None
     overwrite: bool = False
 
 
@@ -46,22 +75,48 @@ def export(settings: ExportSettings) -> None:
         settings (`ExportSettings`): what to do.
 
     Raises:
-        InputError: packages are missing, or model or output cannot be used.
+        InputError: packages are missing, the format has no such precision, or model or output cannot be used.
     """
-    missing = [name for name in PACKAGES[settings.format] if importlib.util.find_spec(name) is None]
+    of = FORMATS[settings.format]
+    missing = [name for name in of.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"{', '.join(missing)} is missing, which the format needs: pip install 'lite-whisper[{settings.format}]'",
             setting="format",
         )
+    precisions = settings.dtype or of.usual
+    check_precisions(precisions, settings.format)
     check_output(settings.output, settings.model, settings.overwrite)
     check_plain(settings.model)
     model, processor = load_model(settings.model)
     check_exportable(model, settings.model)
-    for parameter in model.parameters():
+    for parameter in model.eval().parameters():
         parameter.requires_grad_(False)
     with temporary_name(settings.output) as folder:
-        write_onnx_folder(model.float().eval(), processor, settings.dtype, folder)
+        if settings.format == "onnx":
+            onnx_folder.write_onnx_folder(model.float(), processor, precisions, folder)
+        elif settings.format == "openvino":
+            openvino_folder.write_openvino_folder(model.float(), processor, precisions[0], folder)
+        else:
+            faster_whisper_folder.write_faster_whisper_folder(model, processor, precisions[0], folder)
+
+
+def check_precisions(precisions: Sequence[str], to_format: str) -> None:
+    """
+    Makes sure that a format has these precisions, and that there is one where its files have one name.
+
+    Raises:
+        InputError: it has not, or there are several.
+    """
+    known = FORMATS[to_format].precisions
+    for precision in precisions:
+        if precision not in known:
+            raise InputError(f"{to_format} has no {precision}, but {', '.join(known)}", setting="dtype")
+    if len(precisions) > 1 and not FORMATS[to_format].several:
+        raise InputError(
+            f"a folder for {to_format} has one precision, not {', '.join(precisions)}; write a folder for each",
+            setting="dtype",
+        )
 
 
 def check_plain(name: str) -> None:

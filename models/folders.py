@@ -76,7 +76,7 @@ def _load(model_class: type[Model], name: str, folder: Path) -> Model:
         InputError: the files are damaged, of several models, or lack weights, or these are not finite.
     """
     if not Path(name).is_dir():
-        folder = _downloaded(name, *WEIGHTS)
+        folder = downloaded(name, *WEIGHTS)
     with _damage_explained(name):
         check_weights_fit(model_class, folder, name)
         loaded: Any = model_class.from_pretrained(
@@ -115,13 +115,25 @@ def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     if not folder.is_dir():
         if name.startswith((".", "/", "~")):
             raise InputError(f"there is no folder {name}; check the path")
-        folder = _downloaded(name, *PROCESSOR_FILES, "config.json", "generation_config.json", COMPRESSION, CARD)
+        folder = downloaded(name, *PROCESSOR_FILES, "config.json", "generation_config.json", COMPRESSION, CARD)
     with _damage_explained(name):
         return folder, dict(PreTrainedConfig.get_config_dict(folder)[0])  # JSON may hold something else
 
 
-def _downloaded(name: str, *files: str) -> Path:
-    """The folder that holds those of the files that a Hub repository has."""
+def downloaded(name: str, *files: str) -> Path:
+    """
+    Finds, or fetches, files of a Hub repository.
+
+    Args:
+        name (`str`): the Hub id.
+        *files (`str`): names or patterns of files.
+
+    Returns:
+        `Path`: the folder that holds those of them that the repository has.
+
+    Raises:
+        InputError: there is no such repository, or no network.
+    """
     try:
         return Path(snapshot_download(name, allow_patterns=[*files]))
     except (HFValidationError, OSError) as error:
