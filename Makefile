@@ -1,6 +1,7 @@
 # `make demo` shows the whole program on the bundled miniature. `make check` takes less than three minutes, `make test`
 # runs everything, `make docs` builds the site. `make bench` measures error rates and speed, `make real` the recipes on a
-# real Whisper, `make cards` renders model_cards/ anew. Each makes the environments that it needs.
+# real Whisper, `make cards` renders model_cards/ anew. `make browser-test` needs Node and Chromium. Each makes the
+# environments that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
@@ -14,7 +15,7 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py tests/hub_files/test_weights.py
 COMMANDS := tests/docs/test_commands.py
 
-.PHONY: demo check test docs wheel bench real cards lint test-rest test-commands
+.PHONY: demo check test browser-test docs wheel bench real cards lint test-rest test-commands
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
@@ -71,6 +72,22 @@ test-commands:
 	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 PYTHONPATH=.venv-4.57/package $(OLD)/pytest $(BOTH) tests/training/test_torchao.py
 	$(MAKE) --no-print-directory wheel
+
+# The page of examples/browser in headless Chromium, and transformers.js in Node, both against transformers in Python.
+PAGE := examples/browser
+HEARD := $(addprefix examples/digits/,$(patsubst %,test/test_00%.flac,0 2 3 4) longform/longform_000.flac)
+CHROMIUM ?= $(shell command -v chromium || command -v google-chrome)
+
+browser-test: .venv/installed
+	@command -v npm > /dev/null || { echo 'browser-test needs Node 20.19 or newer with npm' >&2; exit 1; }
+	@test -x "$(CHROMIUM)" || { echo 'browser-test needs Chromium; make browser-test CHROMIUM=FILE names another' >&2; exit 1; }
+	cd $(PAGE) && npm ci --ignore-scripts --no-audit --no-fund
+	$(BIN)/python convert.py --ratio 0.25 --output build/browser --overwrite
+	$(BIN)/lite-whisper export examples/whisper-digits --format onnx --output $(PAGE)/public/models/stock --overwrite
+	$(BIN)/lite-whisper export build/browser --format onnx --output $(PAGE)/public/models/compressed --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/python $(PAGE)/test/expected.py examples/whisper-digits build/browser $(HEARD) \
+		--output $(PAGE)/test/made
+	cd $(PAGE) && npm run build && CHROMIUM="$(CHROMIUM)" npm test
 
 # The package as it is now, in an environment without a clone.
 wheel: .venv/installed .venv-wheel/installed
