@@ -1,0 +1,265 @@
+"""
+Seconds that whole transcriptions take in every runtime, a stock Whisper beside a compressed one.
+
+    python benchmarks/runtimes.py --stock openai/whisper-base --compressed FOLDER --recordings FOLDER
+        [--clips 12] [--language en] [--runtimes RUNTIME ...] [--repetitions 3] [--threads 2] [--max-new-tokens 200]
+        [--output build/runtimes]
+
+Each runtime decodes greedily, one clip at a time, without timestamps, the language told. Models are exported once into
+the output folder. Every pass over the clips has a process of its own, which loads the model and transcribes two clips
+before the clock starts; the order of the contenders rotates. Seconds are medians over the passes. "times" is how much
+faster a contender is than faster-whisper with the stock model in the same precision, "same" how many transcripts are
+those of transformers with the same model in fp32. Writes passes.csv, a row for each pass, runtimes.csv and
+runtimes.png.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality import write_table
+
+from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
+from lite_whisper.common.files import temporary_name
+from lite_whisper.export import ExportSettings, export
+from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from lite_whisper.models.folders import load_model
+
+Recognizer = Callable[[np.ndarray], str]
+WARM_UP = 2  # clips
+
+
+def in_transformers(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
+    """Torch for all of it; a LiteWhisper in its inference mode."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    loaded, processor = load_model(model)
+    loaded.float().eval()
+    if isinstance(loaded, LiteWhisperForConditionalGeneration):
+        with torch.no_grad():
+            loaded.optimize_for_inference()
+    options = {"language": arguments.language, "task": "transcribe", "max_new_tokens": arguments.max_new_tokens}
+
+    def recognize(samples: np.ndarray) -> str:
+        features = processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+        return processor.tokenizer.decode(loaded.generate(features, **options)[0], skip_special_tokens=True)
+
+    return recognize
+
+
+def in_onnx_asr(quantization: str | None) -> Callable[..., Recognizer]:
+    """ONNX Runtime for all of it, by onnx-asr."""
+
+    def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
+        import onnx_asr
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = arguments.threads
+        asr: Any = onnx_asr.load_model(
+            "whisper", folder, quantization=quantization, providers=["CPUExecutionProvider"], sess_options=options
+        )
+        return lambda samples: asr.recognize(samples, sample_rate=SAMPLING_RATE, language=arguments.language)
+
+    return load
+
+
+def in_faster_whisper(compute_type: str, ours: bool) -> Callable[..., Recognizer]:
+    """CTranslate2 for all of it, or with the encoder in torch."""
+
+    def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
+        import faster_whisper
+
+        from lite_whisper.integrations.faster_whisper import LiteWhisperModel
+
+        kind = LiteWhisperModel if ours else faster_whisper.WhisperModel
+        recognizer = kind(str(folder), device="cpu", compute_type=compute_type, cpu_threads=arguments.threads)
+        options = {
+            "language": arguments.language,
+            "beam_size": 1,
+            "temperature": 0,
+            "without_timestamps": True,
+            "max_new_tokens": arguments.max_new_tokens,
+        }
+        return lambda samples: "".join(segment.text for segment in recognizer.transcribe(samples, **options)[0])
+
+    return load
+
+
+def in_openvino(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
+    """OpenVINO for all of it, by openvino-genai."""
+    import openvino_genai
+
+    recognizer = openvino_genai.WhisperPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=arguments.threads)
+    options = {
+        "language": f"<|{arguments.language}|>",
+        "task": "transcribe",
+        "max_new_tokens": arguments.max_new_tokens,
+    }
+    return lambda samples: str(recognizer.generate(samples, **options))
+
+
+def with_its_own_encoder(model: str, output: Path, quantization: str) -> None:
+    """The folder that faster-whisper knows, encoder and decoder by CTranslate2's converter."""
+    from ctranslate2.converters import TransformersConverter
+
+    loaded, processor = load_model(model)
+    with temporary_name(output) as folder, tempfile.TemporaryDirectory() as stock:
+        loaded.save_pretrained(stock)
+        processor.save_pretrained(stock)
+        TransformersConverter(stock).convert(str(folder), quantization=quantization)
+        processor.feature_extractor.save_pretrained(folder)
+        processor.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a model: the precision, the export that it takes, and how that is loaded."""
+
+    precision: str
+    load: Callable[[str, Path, argparse.Namespace], Recognizer]
+    format: str | None = None
+    dtype: str = "fp32"
+
+    def prepare(self, model: str, output: Path) -> None:
+        """Writes what it loads, unless that is there."""
+        if self.format == "ctranslate2" and not output.exists():
+            with_its_own_encoder(model, output, {"fp32": "float32"}.get(self.dtype, self.dtype))
+        elif self.format and not output.exists():
+            export(ExportSettings(model, output, self.format, (self.dtype,)))
+
+
+# faster-whisper with its own encoder, which multiplies pairs out and so is for the stock model alone, comes first.
+OWN = "faster-whisper, own encoder,"
+RUNTIMES = {
+    f"{OWN} fp32": Runtime("fp32", in_faster_whisper("float32", ours=False), "ctranslate2"),
+    f"{OWN} int8": Runtime("int8", in_faster_whisper("int8", ours=False), "ctranslate2", "int8"),
+    "transformers": Runtime("fp32", in_transformers),
+    "onnx-asr fp32": Runtime("fp32", in_onnx_asr(None), "onnx"),
+    "onnx-asr q8": Runtime("int8", in_onnx_asr("quantized"), "onnx", "q8"),
+    "faster-whisper fp32": Runtime("fp32", in_faster_whisper("float32", ours=True), "faster-whisper"),
+    "faster-whisper int8": Runtime("int8", in_faster_whisper("int8", ours=True), "faster-whisper", "int8"),
+    "openvino-genai fp32": Runtime("fp32", in_openvino, "openvino"),
+    "openvino-genai int8": Runtime("int8", in_openvino, "openvino", "int8"),
+}
+
+
+def timed(runtime: str, model: str, folder: Path, arguments: argparse.Namespace) -> tuple[float, list[str]]:
+    """Seconds and texts of one pass over the clips, in a process that did nothing else."""
+    clips = chosen_clips(arguments)
+    recognize = RUNTIMES[runtime].load(model, folder, arguments)
+    for clip in clips[:WARM_UP]:
+        recognize(clip.samples)
+    start = time.perf_counter()
+    texts = [recognize(clip.samples).strip() for clip in clips]
+    return time.perf_counter() - start, texts
+
+
+def chosen_clips(arguments: argparse.Namespace) -> list[Clip]:
+    """The first clips of the recordings."""
+    return list(itertools.islice(AudioDataset([str(arguments.recordings)]), arguments.clips))
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws a bar for each contender, whose length is its real-time factor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.35 * len(rows) + 1.2), layout="constrained")
+    names = [f"{row['runtime']} · {row['model']}" for row in rows]
+    bars = axes.barh(names, [row["seconds of audio a second"] for row in rows])
+    for bar, row in zip(bars, rows, strict=True):
+        bar.set_color("tab:blue" if row["model"] == "stock" else "tab:orange")
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds of audio transcribed in a second")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Prints a line for each contender, and writes the table and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stock", required=True)
+    parser.add_argument("--compressed", required=True)
+    parser.add_argument("--recordings", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--language", default="en")
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), metavar="RUNTIME")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="onnx-asr takes no such limit")
+    parser.add_argument("--output", type=Path, default=Path("build/runtimes"))
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the processes of the passes
+    contenders = [
+        (runtime, model)
+        for runtime in arguments.runtimes
+        for model in ("stock", "compressed")
+        if model == "stock" or not runtime.startswith(OWN)
+    ]
+    folders = {}
+    for runtime, model in contenders:
+        folders[runtime, model] = arguments.output / f"{runtime}, {model}"
+        RUNTIMES[runtime].prepare(getattr(arguments, model), folders[runtime, model])
+    passes: list[dict[str, Any]] = []
+    texts: dict[tuple[str, str], list[str]] = {}
+    for repetition in range(arguments.repetitions):
+        turn = repetition * len(contenders) // arguments.repetitions
+        for contender in contenders[turn:] + contenders[:turn]:
+            runtime, model = contender
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                work = fresh.submit(timed, runtime, getattr(arguments, model), folders[contender], arguments)
+                seconds, texts[contender] = work.result()
+            passes.append({"runtime": runtime, "model": model, "repetition": repetition, "seconds": seconds})
+            print(f"{runtime}, {model}: {seconds:.1f} s", flush=True)
+    write_table(passes, arguments.output / "passes.csv")
+    report(contenders, passes, texts, arguments)
+
+
+def report(
+    contenders: list[tuple[str, str]],
+    passes: list[dict[str, Any]],
+    texts: dict[tuple[str, str], list[str]],
+    arguments: argparse.Namespace,
+) -> None:
+    """Prints, writes and draws what the passes say."""
+    audio = sum(len(clip.samples) for clip in chosen_clips(arguments)) / SAMPLING_RATE
+    print(f"\n{arguments.clips} clips, {audio:.0f} s of audio, {arguments.threads} threads")
+    medians = {
+        each: statistics.median(row["seconds"] for row in passes if (row["runtime"], row["model"]) == each)
+        for each in contenders
+    }
+    rows = []
+    for runtime, model in contenders:
+        seconds, baseline = medians[runtime, model], medians.get((f"{OWN} {RUNTIMES[runtime].precision}", "stock"))
+        reference = texts.get(("transformers", model))
+        found = texts[runtime, model]
+        row = {
+            "runtime": runtime,
+            "model": model,
+            "seconds": round(seconds, 2),
+            "seconds of audio a second": round(audio / seconds, 2),
+            "times": round(baseline / seconds, 2) if baseline else "",
+            "same": sum(a == b for a, b in zip(found, reference, strict=True)) if reference else "",
+        }
+        print(" | ".join(map(str, row.values())))
+        rows.append(row)
+    write_table(rows, arguments.output / "runtimes.csv")
+    plot(rows, arguments.output / "runtimes.png")
+
+
+if __name__ == "__main__":
+    main()
