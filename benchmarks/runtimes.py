@@ -8,9 +8,10 @@ Seconds that whole transcriptions take in every runtime, a stock Whisper beside 
 Each runtime decodes greedily, one clip at a time, without timestamps, the language told. Models are exported once into
 the output folder. Every pass over the clips has a process of its own, which loads the model and transcribes two clips
 before the clock starts; the order of the contenders rotates. Seconds are medians over the passes. "times" is how much
-faster a contender is than faster-whisper with the stock model in the same precision, "same" how many transcripts are
-those of transformers with the same model in fp32. Writes passes.csv, a row for each pass, runtimes.csv and
-runtimes.png.
+faster a contender is than faster-whisper with the stock model in the same precision. "same" counts the transcripts that
+are those of transformers with the same model in fp32, "wer" is the word error rate in per cent, and "points" what it
+is above that of transformers, from "low" to "high" in 95 %. Recordings need transcripts, and --runtimes has to name
+transformers for what is held against it. Writes passes.csv, a row for each pass, runtimes.csv and runtimes.png.
 """
 
 import argparse
@@ -27,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import write_table
+from quality import compare_words, write_table
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
 from lite_whisper.common.files import temporary_name
+from lite_whisper.evaluation.significance import paired_bootstrap
+from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.export import ExportSettings, export
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import load_model
@@ -168,7 +171,7 @@ def timed(runtime: str, model: str, folder: Path, arguments: argparse.Namespace)
 
 def chosen_clips(arguments: argparse.Namespace) -> list[Clip]:
     """The first clips of the recordings."""
-    return list(itertools.islice(AudioDataset([str(arguments.recordings)]), arguments.clips))
+    return list(itertools.islice(AudioDataset([str(arguments.recordings)], need_text=True), arguments.clips))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -197,6 +200,7 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--language", default="en")
+    parser.add_argument("--normalizer", default="english")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), metavar="RUNTIME")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -236,8 +240,11 @@ def report(
     arguments: argparse.Namespace,
 ) -> None:
     """Prints, writes and draws what the passes say."""
-    audio = sum(len(clip.samples) for clip in chosen_clips(arguments)) / SAMPLING_RATE
-    print(f"\n{arguments.clips} clips, {audio:.0f} s of audio, {arguments.threads} threads")
+    clips = chosen_clips(arguments)
+    references = [clip.text or "" for clip in clips]
+    normalize = text_normalizer(arguments.normalizer, load_model(arguments.stock)[1].tokenizer)
+    audio = sum(len(clip.samples) for clip in clips) / SAMPLING_RATE
+    print(f"\n{len(clips)} clips, {audio:.0f} s of audio, {arguments.threads} threads")
     medians = {
         each: statistics.median(row["seconds"] for row in passes if (row["runtime"], row["model"]) == each)
         for each in contenders
@@ -245,16 +252,20 @@ def report(
     rows = []
     for runtime, model in contenders:
         seconds, baseline = medians[runtime, model], medians.get((f"{OWN} {RUNTIMES[runtime].precision}", "stock"))
-        reference = texts.get(("transformers", model))
-        found = texts[runtime, model]
-        row = {
+        found, theirs = texts[runtime, model], texts.get(("transformers", model))
+        words = compare_words(references, found, normalize)
+        row: dict[str, Any] = {
             "runtime": runtime,
             "model": model,
             "seconds": round(seconds, 2),
             "seconds of audio a second": round(audio / seconds, 2),
             "times": round(baseline / seconds, 2) if baseline else "",
-            "same": sum(a == b for a, b in zip(found, reference, strict=True)) if reference else "",
+            "wer": round(words.rate, 2),
         }
+        if theirs:
+            added = paired_bootstrap(words.errors, compare_words(references, theirs, normalize).errors, words.counts)
+            row |= {name: round(getattr(added, name), 2) for name in ("points", "low", "high")}
+            row["same"] = sum(one == other for one, other in zip(found, theirs, strict=True))
         print(" | ".join(map(str, row.values())))
         rows.append(row)
     write_table(rows, arguments.output / "runtimes.csv")

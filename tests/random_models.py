@@ -30,6 +30,27 @@ def random_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
     ).eval()
 
 
+def random_padded_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
+    """The same, with tables of padding that hold something."""
+    model = random_model(low_rank_config)
+    model.config.constant_padding = {"rank": 5, "margin": 2, "enabled": True}
+    padded = LiteWhisperForConditionalGeneration(model.config).eval()
+    padded.load_state_dict(model.state_dict(), strict=False)
+    for name, parameter in padded.named_parameters():
+        if "padding_states" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return padded
+
+
+def features_until(*ends: int) -> torch.Tensor:
+    """Log-mel features of clips whose sound ends at these frames."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.rand(len(ends), 80, 2 * SIZES["max_source_positions"], generator=generator) * 2 - 1.25
+    for clip, end in zip(features, ends, strict=True):
+        clip[:, end:] = clip.min()
+    return features
+
+
 @torch.no_grad()
 def encode(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """The encoder's output."""

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from conversions import MODEL, only_message
-from random_models import SIZES, random_model
+from random_models import SIZES, features_until, random_model, random_padded_model
 from torch import nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -44,29 +44,12 @@ def run(of: onnxruntime.InferenceSession, **inputs: np.ndarray) -> dict[str, np.
 @pytest.fixture(scope="module")
 def padded() -> LiteWhisperForConditionalGeneration:
     """Pairs, and tables of padding that hold something."""
-    torch.manual_seed(0)
-    model = random_model(RANKS)
-    config = model.config
-    config.constant_padding = {"rank": 5, "margin": 2, "enabled": True}
-    known = LiteWhisperForConditionalGeneration(config).eval()
-    known.load_state_dict(model.state_dict(), strict=False)
-    for name, parameter in known.named_parameters():
-        if "padding_states" in name:
-            nn.init.normal_(parameter, std=0.3)
-    return known
+    return random_padded_model(RANKS)
 
 
 @pytest.fixture(scope="module")
 def graphs(padded: LiteWhisperForConditionalGeneration) -> Graphs:
     return trace(padded)
-
-
-def features_until(*ends: int) -> torch.Tensor:
-    """Clips whose sound ends at these frames."""
-    features = torch.rand(len(ends), 80, FRAMES, generator=torch.Generator().manual_seed(1)) * 2 - 1.25
-    for clip, end in zip(features, ends, strict=True):
-        clip[:, end:] = clip.min()
-    return features
 
 
 @pytest.mark.parametrize("ends", [(5,), (12, 20), (31, 8, 4), (FRAMES,), (0,), (10, 0)], ids=str)

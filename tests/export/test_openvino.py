@@ -10,8 +10,7 @@ import openvino_genai
 import pytest
 import torch
 from conversions import MODEL, only_message
-from random_models import SIZES, random_model
-from torch import nn
+from random_models import SIZES, features_until, random_padded_model
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.audio import Clip
@@ -34,16 +33,9 @@ TOLERANCES = [("fp32", 2e-5), ("fp16", 5e-3), ("int8", 0.05)]
 @pytest.fixture(scope="module")
 def padded() -> LiteWhisperForConditionalGeneration:
     """Pairs, tables of padding that hold something, and tokens that are never written."""
-    torch.manual_seed(0)
-    model = random_model(RANKS)
-    model.config.constant_padding = {"rank": 5, "margin": 2, "enabled": True}
-    known = LiteWhisperForConditionalGeneration(model.config).eval()
-    known.load_state_dict(model.state_dict(), strict=False)
-    for name, parameter in known.named_parameters():
-        if "padding_states" in name:
-            nn.init.normal_(parameter, std=0.3)
-    known.generation_config.suppress_tokens = FORBIDDEN
-    return known
+    model = random_padded_model(RANKS)
+    model.generation_config.suppress_tokens = FORBIDDEN
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +60,6 @@ def small(
 def compiled(folder: Path, part: str) -> openvino.InferRequest:
     model = openvino.Core().compile_model(folder / f"openvino_{part}_model.xml", "CPU", EXACT)
     return model.create_infer_request()
-
-
-def features_until(*ends: int) -> torch.Tensor:
-    """Clips whose sound ends at these frames."""
-    features = torch.rand(len(ends), 80, FRAMES, generator=torch.Generator().manual_seed(1)) * 2 - 1.25
-    for clip, end in zip(features, ends, strict=True):
-        clip[:, end:] = clip.min()
-    return features
 
 
 @pytest.mark.parametrize("ends", [(5,), (12, 20), (FRAMES,), (0,), (10, 0)], ids=str)
