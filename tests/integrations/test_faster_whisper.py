@@ -1,6 +1,9 @@
 """The encoder of a LiteWhisper in faster-whisper, against transformers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ctranslate2
@@ -10,6 +13,7 @@ import torch
 from conversions import MODEL, arguments, contents, only_message
 from conversions import main as convert
 from faster_whisper import BatchedInferencePipeline
+from hub_stand_in import HubStandIn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.audio import Clip
@@ -134,6 +138,18 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
         LiteWhisperModel(str(MODEL))
     with pytest.raises(InputError, match="cannot find nobody/nothing"):
         LiteWhisperModel("nobody/nothing")
+
+
+def test_a_repository_on_the_hub(folder: Path, tmp_path: Path) -> None:
+    program = (
+        "from lite_whisper.integrations.faster_whisper import LiteWhisperModel as Model\n"
+        "print(Model('org/lite', device='cpu', optimize_for_inference=False).encoder.config.d_model)"
+    )
+    with HubStandIn({"org/lite": folder}) as hub:
+        environment = os.environ | hub.environment(tmp_path / "cache")
+        result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == json.loads((MODEL / "config.json").read_text())["d_model"]
 
 
 def test_several_precisions_are_refused(lite: Path, tmp_path: Path, capsys) -> None:
