@@ -190,6 +190,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for bar, row in zip(bars, rows, strict=True):
         bar.set_color("tab:blue" if row["model"] == "stock" else "tab:orange")
     axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set_xlabel("seconds of audio transcribed in a second")
     figure.savefig(path, dpi=150)
