@@ -15,6 +15,8 @@ from ..modeling_lite_whisper import LiteWhisperEncoder
 from ..models.folders import downloaded
 
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # of what CTranslate2 computes with
+# Options of WhisperModel on where its files come from, which know nothing of an encoder beside them.
+OF_FILES = ("download_root", "files", "local_files_only", "revision", "use_auth_token")
 FLOOR = 2.0  # Whisper cuts log-mel features off so much below the loudest: 8 powers of ten, a fourth each
 
 
@@ -28,14 +30,21 @@ class LiteWhisperModel(faster_whisper.WhisperModel):
 
     Args:
         model (`str`): the folder, or the Hub id of a repository that holds it.
+        device (`str`): as in `WhisperModel`, for both halves.
         optimize_for_inference (`bool`): whether the encoder is made ready for inference, which takes a few seconds.
-        **options: as in `WhisperModel`; what concerns the Hub (`revision`, `download_root`) is not taken.
+        **options: as in `WhisperModel`, but for those of `OF_FILES`.
 
     Raises:
-        InputError: there is no such folder, or it was not written by the export.
+        InputError: there is no such folder, it was not written by the export, or an option is not taken.
     """
 
-    def __init__(self, model: str, optimize_for_inference: bool = True, **options: Any) -> None:
+    def __init__(
+        self, model: str, device: str = "auto", *, optimize_for_inference: bool = True, **options: Any
+    ) -> None:
+        if refused := [name for name in OF_FILES if name in options]:
+            raise InputError(
+                f"{', '.join(refused)} is not taken; download what you want, and give the folder", setting=refused[0]
+            )
         folder = Path(model)
         if not folder.is_dir():
             folder = downloaded(model, *DECODER_FILES, f"{ENCODER}/*")
@@ -43,7 +52,7 @@ class LiteWhisperModel(faster_whisper.WhisperModel):
             raise InputError(
                 f"{model} holds no encoder; make it: lite-whisper export MODEL --format faster-whisper --output FOLDER"
             )
-        super().__init__(str(folder), **options)
+        super().__init__(str(folder), device, **options)
         if options.get("cpu_threads"):
             torch.set_num_threads(options["cpu_threads"])
         cuda = self.model.device == "cuda"

@@ -140,6 +140,11 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
         LiteWhisperModel("nobody/nothing")
 
 
+def test_options_that_would_be_ignored_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="revision is not taken"):
+        LiteWhisperModel(str(folder), "cpu", revision="main")
+
+
 def test_a_repository_on_the_hub(folder: Path, tmp_path: Path) -> None:
     program = (
         "from lite_whisper.integrations.faster_whisper import LiteWhisperModel as Model\n"
