@@ -37,6 +37,12 @@ def join(device: str | None) -> str:
     return str(state.device) if state.use_distributed else device
 
 
+def leave() -> None:
+    """Ends what `join` began, once all is done: the threads of a group may abort a process that exits in it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes."""
     return PartialState().is_main_process
