@@ -1,5 +1,6 @@
 """A Whisper as a folder of ONNX files, laid out as transformers.js and onnx-asr look for them."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,5 +57,8 @@ def save_graph(model: "onnx.ModelProto", path: Path) -> bool:
     import onnx
 
     external = sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGEST_FILE
-    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}_data" if external else None)
+    beside = path.with_name(f"{path.name}_data")
+    onnx.save(model, path, save_as_external_data=external, location=beside.name if external else None)
+    if external:
+        shutil.copymode(path, beside)  # onnx lets nobody else read it
     return external
