@@ -19,7 +19,6 @@ import itertools
 import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from lite_whisper.common.files import temporary_name
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.export import ExportSettings, export
+from lite_whisper.export.faster_whisper_folder import write_ctranslate2
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.models.folders import load_model
 
@@ -115,19 +115,6 @@ def in_openvino(**properties: str) -> Callable[..., Recognizer]:
     return load
 
 
-def with_its_own_encoder(model: str, output: Path, quantization: str) -> None:
-    """The folder that faster-whisper knows, encoder and decoder by CTranslate2's converter."""
-    from ctranslate2.converters import TransformersConverter
-
-    loaded, processor = load_model(model)
-    with temporary_name(output) as folder, tempfile.TemporaryDirectory() as stock:
-        loaded.save_pretrained(stock)
-        processor.save_pretrained(stock)
-        TransformersConverter(stock).convert(str(folder), quantization=quantization)
-        processor.feature_extractor.save_pretrained(folder)
-        processor.tokenizer.save_pretrained(folder)
-
-
 @dataclass(frozen=True)
 class Runtime:
     """What runs a model: the precision, the export that it takes, and how that is loaded."""
@@ -139,10 +126,14 @@ class Runtime:
 
     def prepare(self, model: str, output: Path) -> None:
         """Writes what it loads, unless that is there."""
-        if self.format == "ctranslate2" and not output.exists():
-            with_its_own_encoder(model, output, {"fp32": "float32"}.get(self.dtype, self.dtype))
-        elif self.format and not output.exists():
+        if self.format is None or output.exists():
+            return
+        if self.format != "ctranslate2":
             export(ExportSettings(model, output, self.format, (self.dtype,)))
+            return
+        with temporary_name(output) as folder:
+            folder.mkdir()
+            write_ctranslate2(*load_model(model), self.dtype, folder)
 
 
 # faster-whisper with its own encoder, which multiplies pairs out and so is for the stock model alone, comes first.

@@ -31,16 +31,31 @@ def write_faster_whisper_folder(
         precision (`str`): of the decoder, a key of `QUANTIZATION`.
         folder (`Path`): to write to.
     """
-    from ctranslate2.converters import TransformersConverter
-
     encoder = model.get_encoder()
     (folder / ENCODER).mkdir(parents=True)
     LiteWhisperConfig(**encoder.config.to_dict()).to_json_file(folder / ENCODER / "config.json")
     weights = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
     save_file(weights, folder / ENCODER / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / ENCODER / "config.json", folder / ENCODER / "model.safetensors")  # not for the owner alone
+    write_ctranslate2(with_one_encoder_layer(model), processor, precision, folder)
+
+
+def write_ctranslate2(
+    whisper: WhisperForConditionalGeneration, processor: WhisperProcessor, precision: str, folder: Path
+) -> None:
+    """
+    Writes a stock Whisper as faster-whisper itself loads it.
+
+    Args:
+        whisper (`WhisperForConditionalGeneration`): without low-rank pairs, on the CPU.
+        processor (`WhisperProcessor`): its own.
+        precision (`str`): a key of `QUANTIZATION`.
+        folder (`Path`): an existing one.
+    """
+    from ctranslate2.converters import TransformersConverter
+
     with tempfile.TemporaryDirectory(dir=folder) as stock:
-        with_one_encoder_layer(model).save_pretrained(stock)
+        whisper.save_pretrained(stock)
         processor.save_pretrained(stock)
         converted = TransformersConverter(stock).convert(f"{stock}/converted", quantization=QUANTIZATION[precision])
         for path in Path(converted).iterdir():
