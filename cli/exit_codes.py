@@ -16,7 +16,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..common.errors import InputError
-from ..common.processes import leave
 
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # By these torch is known to have failed to write a file, which it does not say by a type of its own.
@@ -45,7 +44,6 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
     try:
         with logging_redirect_tqdm(), bars_closed():
             command()
-        leave()
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again, what was finished is not repeated", file=sys.stderr)
         return 130

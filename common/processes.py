@@ -1,5 +1,6 @@
 """Processes that `accelerate launch` starts share one piece of work; a process of its own has all of it."""
 
+import atexit
 import logging
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -34,11 +35,14 @@ def join(device: str | None) -> str:
     state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
     if not state.is_main_process:
         logging.disable(logging.WARNING)  # what all have to say is said once
-    return str(state.device) if state.use_distributed else device
+    if not state.use_distributed:
+        return device
+    atexit.register(_leave)
+    return str(state.device)
 
 
-def leave() -> None:
-    """Ends what `join` began, once all is done: the threads of a group may abort a process that exits in it."""
+def _leave() -> None:
+    """Ends the group: its threads may abort a process that exits while they run."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
