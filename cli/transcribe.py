@@ -32,6 +32,12 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--timestamps", choices=("none", "segment", "word"), default="segment", help="of the segments (default segment)"
     )
+    parser.add_argument(
+        "--sequential",
+        action="store_true",
+        help="do not cut recordings that are longer than a window, but let Whisper go through them window by window; "
+        "slower",
+    )
     add_decoding(parser)
     add_computing(parser, batch_size=8)
     parser.add_argument(

@@ -37,6 +37,7 @@ class TranscriptionSettings:
         batch_size (`int`): windows that run at once.
         device (`str`, *optional*): to run on; cuda where there is a GPU by default.
         dtype (`str`): to compute in.
+        sequential (`bool`): whether recordings longer than a window run uncut, one by one, in Whisper's own decoding.
         ray (`bool`): whether the work is sharded over the devices of a Ray cluster.
 
     Raises:
@@ -54,6 +55,7 @@ class TranscriptionSettings:
     batch_size: int = 8
     device: str | None = None
     dtype: str = "float32"
+    sequential: bool = False
     ray: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
         "sources": list(settings.sources),
         **{name: getattr(settings, name) for name in ("language", "task", "num_beams", "timestamps", "dtype")},
         "batch_size": settings.batch_size,
+        "sequential": settings.sequential,
     }
     with unfinished(settings.output.path) as work:
         claim(work, decisive)
@@ -149,7 +152,7 @@ def make_transcriber(
     recognizer = AutomaticSpeechRecognitionPipeline(
         model=model.eval(), tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
     )
-    return Transcriber(recognizer, settings.batch_size, settings.timestamps, generate_kwargs)
+    return Transcriber(recognizer, settings.batch_size, settings.timestamps, generate_kwargs, settings.sequential)
 
 
 def load_transcriber(settings: TranscriptionSettings, device: str) -> Transcriber:

@@ -6,13 +6,18 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from tqdm import tqdm
-from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedTokenizerBase, WhisperFeatureExtractor
+from transformers import (
+    AutomaticSpeechRecognitionPipeline,
+    PreTrainedTokenizerBase,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from ..audio import SAMPLING_RATE, Clip, Entry
 from ..audio.windows import batches_by_length
@@ -20,6 +25,7 @@ from ..common.errors import InputError
 from ..common.journal import CHECKSUM, append, check_line, drop_torn_line
 from ..models.second_try import all_positions, broken
 from .formats import Segment, Transcript
+from .long_recordings import Piece, detected_languages, groups, pieces_of, put_together
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +49,18 @@ class Transcriber:
     """
     Transcribes recordings chunk by chunk.
 
-    Recordings that fit into the model's window are put together in batches of similar length; longer ones go through
-    Whisper's sequential long-form decoding one by one. Which ones run together depends on the chunk alone. Where the
-    model takes padding for constant, a recording of one window whose transcript looks broken is transcribed again.
+    Recordings that fit into the model's window are put together in batches of similar length. Longer ones are cut where
+    they are silent, and the pieces of half an hour of them are put together likewise; or they go through Whisper's
+    sequential long-form decoding one by one. Which ones run together depends on the chunk alone. Where the model takes
+    padding for constant, a recording of one window or a piece whose transcript looks broken is transcribed again.
 
     Args:
         recognizer (`AutomaticSpeechRecognitionPipeline`): with the model and its processor.
         batch_size (`int`): windows that run at once.
         timestamps (`str`): the kind of the segments; longer recordings have segments in any case.
-        generate_kwargs (`dict`, *optional*): for `generate()`, such as language and task.
+        generate_kwargs (`dict`, *optional*): for `generate()`, such as language and task; a language that is there as
+            `None` is detected, once in a longer recording.
+        sequential (`bool`): whether longer recordings run uncut, one by one.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Transcriber:
         batch_size: int = 8,
         timestamps: Timestamps = "segment",
         generate_kwargs: dict[str, Any] | None = None,
+        sequential: bool = False,
     ) -> None:
         self._recognizer = recognizer
         self._extractor = cast(WhisperFeatureExtractor, recognizer.feature_extractor)
@@ -68,6 +78,7 @@ class Transcriber:
             "return_timestamps": {"none": False, "segment": True, "word": "word"}[timestamps],
             "generate_kwargs": generate_kwargs or {},
         }
+        self._sequential = sequential
 
     def read(self, chunk: Chunk) -> list[_Recording]:
         """Reads the recordings of a chunk, those that fit into a window to keep their samples."""
@@ -85,26 +96,74 @@ class Transcriber:
         for places in batches_by_length([clip for _, clip in short], self._extractor, self._batch_size):
             part, clips = zip(*(short[place] for place in places), strict=True)
             if not all(recording.index in done for recording in part):
-                found = self._recognize(part, clips, self._options)
-                yield [transcript for transcript in found if transcript.index not in done]
-        for recording in chunk:
-            if recording.clip is None and not recording.error and recording.index not in done:
-                options = self._options | {"return_timestamps": self._options["return_timestamps"] or True}
-                yield self._recognize([recording], [recording.entry.read()], options)
+                yield _not_done(part, self._recognize(clips), done)
+        long = [recording for recording in chunk if recording.clip is None and not recording.error]
+        if self._sequential:
+            for recording in long:
+                if recording.index not in done:
+                    yield [_transcript(recording, self._uncut(recording.entry.read()))]
+            return
+        for places in groups([recording.duration for recording in long]):
+            group = [long[place] for place in places]
+            if not all(recording.index in done for recording in group):
+                yield _not_done(group, self._from_pieces([recording.entry.read() for recording in group]), done)
 
-    def _recognize(
-        self, part: Sequence[_Recording], clips: Sequence[Clip], options: dict[str, Any]
-    ) -> list[Transcript]:
-        results = self._results(clips, options)
-        found = [_transcript(recording, result) for recording, result in zip(part, results, strict=True)]
+    def _uncut(self, clip: Clip) -> dict[str, Any]:
+        options = self._options | {"return_timestamps": self._options["return_timestamps"] or True}
+        return self._results([clip], options)[0]
+
+    def _from_pieces(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+        """What `put_together` gives for each of these long recordings."""
+        pieces = [piece for place, clip in enumerate(clips) for piece in pieces_of(place, clip, self._extractor)]
+        languages = self._languages(pieces)
+        results: dict[int, dict[str, Any]] = {}
+        for places in batches_by_length([piece.clip for piece in pieces], self._extractor, self._batch_size):
+            batch = [pieces[place] for place in places]
+            found = self._recognize([piece.clip for piece in batch], [languages[piece.recording] for piece in batch])
+            results.update(zip(places, found, strict=True))
+        written = {} if self._options["generate_kwargs"].get("task") == "translate" else languages  # or else English
+        return [
+            put_together(
+                [piece for piece in pieces if piece.recording == recording],
+                [results[place] for place, piece in enumerate(pieces) if piece.recording == recording],
+                written.get(recording),
+            )
+            for recording in range(len(clips))
+        ]
+
+    def _languages(self, pieces: Sequence[Piece]) -> dict[int, str | None]:
+        """The language of each recording that has pieces: the one that is told, or that of the first piece."""
+        first = {piece.recording: piece.clip for piece in reversed(pieces)}
+        generate_kwargs = self._options["generate_kwargs"]
+        told = generate_kwargs.get("language")
+        if told or "language" not in generate_kwargs:
+            return dict.fromkeys(first, told)
+        recordings, model = sorted(first), cast(WhisperForConditionalGeneration, self._recognizer.model)
+        found: dict[int, str | None] = {}
+        for start in range(0, len(recordings), self._batch_size):
+            batch = recordings[start : start + self._batch_size]
+            languages = detected_languages(model, self._extractor, [first[recording] for recording in batch])
+            found.update(zip(batch, languages, strict=True))
+        return found
+
+    def _recognize(self, clips: Sequence[Clip], languages: Sequence[str | None] = ()) -> list[dict[str, Any]]:
+        """What the pipeline gives for the clips of one batch, and whether it was asked again for one: `retried`."""
+        results = self._results(clips, self._options_for(languages))
         model, tokenizer = self._recognizer.model, cast(PreTrainedTokenizerBase, self._recognizer.tokenizer)
-        retried = broken(model, tokenizer, [transcript.text for transcript in found]) if part[0].clip else []
+        retried = broken(model, tokenizer, [result["text"].strip() for result in results])
         if retried:
+            options = self._options_for([languages[place] for place in retried] if languages else ())
             with all_positions(model):
                 again = self._results([clips[place] for place in retried], options)
             for place, result in zip(retried, again, strict=True):
-                found[place] = replace(_transcript(part[place], result), retried=True)
-        return found
+                results[place] = {**result, "retried": True}
+        return results
+
+    def _options_for(self, languages: Sequence[str | None]) -> dict[str, Any]:
+        """The options of a batch, with the language of each clip where it is known."""
+        if not any(languages):
+            return self._options
+        return self._options | {"generate_kwargs": self._options["generate_kwargs"] | {"language": list(languages)}}
 
     def _results(self, clips: Sequence[Clip], options: dict[str, Any]) -> list[dict[str, Any]]:
         inputs: Any = [{"raw": clip.samples, "sampling_rate": SAMPLING_RATE} for clip in clips]
@@ -115,8 +174,8 @@ def transcribe_recordings(transcriber: Transcriber, entries: Iterable[Entry], pa
     """
     Transcribes recordings and writes a JSON line for each, as batches are done; those already there are not repeated.
 
-    The next recordings are read while the model runs. Memory: the model, one batch, and the samples of 512 windows or
-    of one longer recording (0.23 GB an hour, and twice as much for its features).
+    The next recordings are read while the model runs. Memory: the model, one batch, and the samples of 512 windows and
+    of half an hour, or of one longer recording (0.23 GB an hour; uncut, twice as much for its features).
 
     Args:
         transcriber (`Transcriber`): with the model.
@@ -250,4 +309,19 @@ def _transcript(recording: _Recording, result: dict[str, Any] | None) -> Transcr
         for chunk in result.get("chunks", [])
     ]
     text = result["text"].strip()
-    return Transcript(recording.index, recording.entry.location, round(recording.duration, 3), text, segments)
+    return Transcript(
+        recording.index,
+        recording.entry.location,
+        round(recording.duration, 3),
+        text,
+        segments,
+        retried=result.get("retried", False),
+    )
+
+
+def _not_done(
+    recordings: Sequence[_Recording], results: Sequence[dict[str, Any]], done: Container[int]
+) -> list[Transcript]:
+    """Transcripts of the recordings that ran together, without those that were there before."""
+    pairs = zip(recordings, results, strict=True)
+    return [_transcript(recording, result) for recording, result in pairs if recording.index not in done]

@@ -76,8 +76,9 @@ def test_one_line_for_each_recording(recordings: Path, expected: dict[str, dict]
             assert "cannot be decoded" in line["error"] and "text" not in line
             continue
         reference = expected[line["audio"]]
-        assert line["text"] == reference["text"].strip()
-        assert [(s["start"], s["end"]) for s in line["segments"]] == [c["timestamp"] for c in reference["chunks"]]
+        if not line["audio"].endswith("meeting.flac"):  # see test_long_recordings.py
+            assert line["text"] == reference["text"].strip()
+            assert [(s["start"], s["end"]) for s in line["segments"]] == [c["timestamp"] for c in reference["chunks"]]
         assert line["duration"] == pytest.approx(soundfile.info(line["audio"]).duration, abs=1e-3)
     assert [path.name for path in undisturbed.parent.iterdir()] == ["out.jsonl"]
 
