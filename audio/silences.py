@@ -11,7 +11,7 @@ BANDS = (200, 800, 3200, SAMPLING_RATE // 2)  # Hz, where each begins; speech st
 SMOOTHED = 15  # frames over which a level is taken: shorter quiet moments lie within words
 BLOCK = 3000  # frames whose levels are computed at once
 FAINTEST = -110.0  # dB of full scale; what is below, Whisper's features do not show
-ABOVE = 5.0  # dB; in a day of white noise no level exceeds the lowest by more
+ABOVE = 5.0  # dB; in four hours of white noise no level exceeds the lowest by more
 LONGEST_PAUSE = 5 * 50  # frames; a longer one is left out
 KEPT = 25  # frames of it before and after what sounds
 

@@ -91,11 +91,11 @@ def test_cuts_lie_in_pauses(condition) -> None:
 
 @under_conditions
 def test_the_longest_pause_is_taken_in_its_middle(condition) -> None:
-    samples, places = joined(
-        phrase(10), silence(2), phrase(9), silence(0.9), phrase(3), silence(0.5), phrase(2), silence(0.5), phrase(20)
-    )
+    pauses = (2, 0.5, 0.9, 0.5, 0.5)  # the first one ends 12 seconds after the beginning
+    parts = [part for seconds, pause in zip((10, 8.5, 2, 2, 20), pauses, strict=True) for part in (seconds, pause)]
+    samples, places = joined(*(silence(part) if number % 2 else phrase(part) for number, part in enumerate(parts)))
     (_, cut), _ = pieces(condition(samples), WINDOW)
-    assert cut == pytest.approx(sum(places[3]) / 2, abs=0.06 * SAMPLING_RATE)
+    assert cut == pytest.approx(sum(places[5]) / 2, abs=0.06 * SAMPLING_RATE)
 
 
 @pytest.mark.parametrize("quieter", [0.1, 0.3])
@@ -108,7 +108,8 @@ def test_where_there_is_no_pause_the_quietest_place_is_taken(quieter: float) -> 
 
 @pytest.mark.parametrize("seconds", [30.01, 31, 40, 59.9, 60.1])
 def test_no_piece_is_a_splinter(seconds: float) -> None:
-    samples = phrase(seconds)
+    """Not even where the only pause is near the end."""
+    samples, _ = joined(phrase(seconds - 1.5), silence(0.5), phrase(1))
     found = pieces(samples, WINDOW)
     check(found, len(samples), WINDOW)
     assert sum(end - start for start, end in found) == len(samples)

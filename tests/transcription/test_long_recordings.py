@@ -103,9 +103,14 @@ def test_the_text_is_that_of_the_strings_and_the_times_are_shifted(
         np.testing.assert_allclose([t for _, *t in found], [t for _, *t in expected], atol=0.002)
 
 
-def test_a_recording_of_silence_has_no_text(recordings: Path, tmp_path: Path) -> None:
-    silence = transcribed(recordings, tmp_path / "out.jsonl")[-1]
-    assert (silence["text"], silence["segments"], silence["duration"]) == ("", [], 20.0)
+@pytest.mark.parametrize("loudness", [0, 0.1])
+def test_silence_and_noise_have_no_text(loudness: float, tmp_path: Path) -> None:
+    samples = loudness * np.random.default_rng(0).standard_normal(20 * SAMPLING_RATE)
+    soundfile.write(tmp_path / "a.flac", samples, SAMPLING_RATE)
+    (line,) = transcribed(tmp_path / "a.flac", tmp_path / "out.jsonl", timestamps="none")
+    assert (line["text"], line["segments"], line["duration"]) == ("", [], 20.0)
+    (whole,) = transcribed(tmp_path / "a.flac", tmp_path / "whole.jsonl", sequential=True)
+    assert bool(whole["text"]) == bool(loudness)  # window by window there is some
 
 
 def test_pieces_of_running_speech_against_the_transcripts(tmp_path: Path) -> None:
