@@ -5,6 +5,7 @@
 import itertools
 import math
 import operator
+import warnings
 from bisect import bisect_left
 from collections.abc import Collection
 from functools import cache
@@ -23,6 +24,7 @@ LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
 LENGTHS = 30  # how many different numbers of positions are computed
 LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
 GROUP = 2  # so many positions of padding are one to attention
+SMALLEST = 1e-30  # of what is divided by
 DIRECTIONS = 16  # in which the encoder's output at padding that is known follows what was computed of it
 
 
@@ -71,6 +73,56 @@ class Product(NamedTuple):
         for weight in self.weights[:-1]:
             x = linear(x, weight)
         return linear(x, self.weights[-1], self.bias, gelu) if self.weights else x
+
+
+class Int8Product:
+    """
+    A `Product` from and to fp32 on the CPU whose weights have 8 bits and, for each output, a scale. What is multiplied
+    has 8 bits too, with one scale for all of it.
+    """
+
+    def __init__(self, product: Product) -> None:
+        biases = [*[None] * len(product.weights), product.bias][1:]  # the last weight has it
+        self.packed = [_packed(*of_one) for of_one in zip(product.weights, biases, strict=True)]
+
+    def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        """As `Product`."""
+        for weight in self.packed:
+            x = torch.ops.quantized.linear_dynamic(x, weight, _int8_saturates())
+        return F.gelu(x) if gelu else x
+
+
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    scales = weight.abs().amax(dim=0).clamp(min=SMALLEST) / 127
+    codes, zeros = (weight / scales).round().to(torch.int8).t().contiguous(), torch.zeros_like(scales, dtype=torch.long)
+    with warnings.catch_warnings():  # that torch means to replace tensors of this kind, which has no other here yet
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, bias)
+
+
+@cache
+def _int8_saturates() -> bool:
+    """Whether sums of two products overflow 16 bits, as on older x86; then what is multiplied has 7 bits."""
+    x, packed = torch.tensor([[0.0] + 4 * [255.0]], device="cpu"), _packed(torch.ones(5, 1, device="cpu"), None)
+    return not torch.allclose(torch.ops.quantized.linear_dynamic(x, packed, False), x.sum(), rtol=1e-2)
+
+
+def has_int8(weight: torch.Tensor) -> bool:
+    """Whether products with this weight can be computed in 8 bits here; the operations are private to torch."""
+    try:
+        return weight.device.type == "cpu" and weight.dtype == torch.float32 and _int8_saturates() is not None
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def balanced(product: Product) -> Product:
+    """The same map, by factors between which all directions have one size, so that 8 bits are enough for each."""
+    weights, bias = list(product.weights), product.bias
+    for place in range(len(weights) - 1):
+        sizes = weights[place].norm(dim=0).clamp(min=SMALLEST)
+        weights[place], weights[place + 1] = weights[place] / sizes, weights[place + 1] * sizes[:, None]
+    return Product(tuple(weights), bias)
 
 
 class PaddingStates(nn.Module):
@@ -242,12 +294,15 @@ class InferenceLayer:
     factor of out_proj, and b_v into its bias, as the weights of attention add up to one. The kernels want keys and
     values equally wide, so the narrower are padded, by zero columns in their factors.
 
-    The pairs named in `multiplied_out` are. Raises `ValueError` where a projection is neither linear nor such a pair.
+    The pairs named in `multiplied_out` are, and products are in 8 bits where that is asked for and possible. Raises
+    `ValueError` where a projection is neither linear nor such a pair.
     """
 
     @torch.no_grad()
-    def __init__(self, layer: WhisperEncoderLayer, multiplied_out: Collection[str], positions: int) -> None:
-        self.multiplied_out, self.positions = multiplied_out, positions
+    def __init__(
+        self, layer: WhisperEncoderLayer, multiplied_out: Collection[str], positions: int, int8: bool = False
+    ) -> None:
+        self.multiplied_out, self.positions, self.int8 = multiplied_out, positions, int8
         self.sources = parameters(layer)
         self.versions = list(map(version, self.sources))
         products = {name: product(projection) for name, projection in projections(layer).items()}
@@ -263,20 +318,24 @@ class InferenceLayer:
         if self.reduction.values:
             value, out = absorb_values(value, out, heads, self.reduction.width)
         products.update(q_proj=query, k_proj=key, v_proj=value, out_proj=out)
+        int8 = int8 and all(map(has_int8, out.weights))
+        if int8:
+            products = {name: balanced(each) for name, each in products.items()}
         self.shared = shared if len(shared) > 1 else []
         if self.shared:
-            self.first = Product((torch.cat([products[name].weights[0] for name in shared], dim=1),))
+            side_by_side = Product((torch.cat([products[name].weights[0] for name in shared], dim=1),))
+            self.first = Int8Product(side_by_side) if int8 else side_by_side
             self.widths = [products[name].weights[0].shape[1] for name in shared]
             for name in shared:
                 (_, *rest), bias = products[name]
                 products[name] = Product(tuple(rest), bias)
-        self.products = products
+        self.products = {name: Int8Product(each) if int8 else each for name, each in products.items()}
 
     def renewed(self, layer: WhisperEncoderLayer) -> "InferenceLayer | None":
         """The same from the weights as they are now; nothing where the layer has other parts meanwhile."""
         if not all(map(is_plain, projections(layer).values())):
             return None
-        return InferenceLayer(layer, self.multiplied_out, self.positions)
+        return InferenceLayer(layer, self.multiplied_out, self.positions, self.int8)
 
     def current(self, layer: WhisperEncoderLayer) -> "InferenceLayer | None":
         """This, or renewed where weights were changed in place; nothing where the layer now has others."""
@@ -315,15 +374,17 @@ class InferenceLayer:
 
 
 @torch.no_grad()
-def product_seconds(x: torch.Tensor, *widths: int) -> float:
+def product_seconds(x: torch.Tensor, *widths: int, int8: bool = False) -> float:
     """The median seconds of products of widths `(inputs, outputs)`, or with a rank between; x as in the next."""
-    weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths))
-    names = {"product": Product(weights), "x": x.new_empty(*x.shape, widths[0]).normal_()}
+    product = Product(tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths)))
+    names = {"product": Int8Product(product) if int8 else product, "x": x.new_empty(*x.shape, widths[0]).normal_()}
     timer = Timer("product(x)", globals=names, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=0.1).median
 
 
-def break_even_ranks(shapes: Collection[tuple[int, int, int]], x: torch.Tensor) -> dict[tuple[int, int], float]:
+def break_even_ranks(
+    shapes: Collection[tuple[int, int, int]], x: torch.Tensor, int8: bool = False
+) -> dict[tuple[int, int], float]:
     """
     Measures from which rank on a low-rank pair takes longer than the dense product.
 
@@ -333,7 +394,7 @@ def break_even_ranks(shapes: Collection[tuple[int, int, int]], x: torch.Tensor) 
     result = {}
     for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:
         ranks = sorted({pair[1] for pair in shapes if (pair[0], pair[2]) == (inputs, outputs)})
-        dense = product_seconds(x, inputs, outputs)
-        first = bisect_left(ranks, dense, key=lambda rank: product_seconds(x, inputs, rank, outputs))
+        dense = product_seconds(x, inputs, outputs, int8=int8)
+        first = bisect_left(ranks, dense, key=lambda rank: product_seconds(x, inputs, rank, outputs, int8=int8))
         result[inputs, outputs] = ranks[first] if first < len(ranks) else math.inf
     return result

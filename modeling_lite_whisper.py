@@ -19,10 +19,12 @@ from .inference_lite_whisper import (
     LENGTHS,
     LOUDEST_FLOOR,
     InferenceLayer,
+    Int8Product,
     PaddingStates,
     break_even_ranks,
     end_of_sound,
     followed_by_padding,
+    has_int8,
     projections,
     within_range,
 )
@@ -199,7 +201,9 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         output, mixing, _ = (part.to(output.device) for part in self.padding_states(output, coefficients))
         return followed_by_padding(output, mixing)
 
-    def optimize_for_inference(self, enabled: bool = True, batch_size: int = 1) -> "LiteWhisperEncoder":
+    def optimize_for_inference(
+        self, enabled: bool = True, batch_size: int = 1, dtype: str | None = None
+    ) -> "LiteWhisperEncoder":
         """
         Makes the encoder faster without changing its outputs by more than rounding.
 
@@ -211,9 +215,15 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         Call this again after a change that torch does not count: one through `.data`, one of a weight made in
         `torch.inference_mode()`, and one under a compiled encoder.
 
-        `enabled=False` undoes it; `batch_size` windows will run at once. Raises `ValueError` where a projection is
-        neither a linear layer nor a low-rank pair, or its weights are not in memory.
+        `enabled=False` undoes it; `batch_size` windows will run at once. With `dtype="int8"` the projections compute
+        in 8 bits, which changes the outputs by about a hundredth; that needs a model in float32 on the CPU. Raises
+        `ValueError` where it cannot, and where a projection is neither a linear layer nor a low-rank pair, or its
+        weights are not in memory.
         """
+        if dtype not in (None, "int8"):
+            raise ValueError(f"dtype is {dtype!r}; give 'int8', or none and the model in the dtype to compute in")
+        if dtype and not has_int8(self.conv1.weight):
+            raise ValueError("int8 needs a model in float32 on the CPU, and a torch that has quantized products")
         shapes = {
             pair: (pair.in_features, pair.out_features) for pair in self.modules() if isinstance(pair, LowRankLinear)
         }
@@ -221,14 +231,34 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         inference: list[InferenceLayer] = []
         if enabled:
             x = self.conv1.weight.new_empty(batch_size, positions)
-            break_even = break_even_ranks({(i, pair.rank, o) for pair, (i, o) in shapes.items()}, x)
-            slower = {pair for pair, shape in shapes.items() if pair.rank >= break_even[shape]}
+            ranks = {(i, pair.rank, o) for pair, (i, o) in shapes.items()}
+            self.break_even = break_even_ranks(ranks, x, bool(dtype))
+            slower = {pair for pair, shape in shapes.items() if pair.rank >= self.break_even[shape]}
             for layer in self.layers:
                 names = [name for name, projection in projections(layer).items() if projection in slower]
-                inference.append(InferenceLayer(layer, names, positions))  # type: ignore[arg-type]
+                inference.append(InferenceLayer(layer, names, positions, bool(dtype)))  # type: ignore[arg-type]
         for layer, of_layer in itertools.zip_longest(self.layers, inference):
             layer.inference = of_layer
         return self
+
+    def inference_report(self) -> str:
+        """What `optimize_for_inference` has measured, and what it has chosen by that for each layer, line by line."""
+        lines = []
+        of_layers = [layer.inference for layer in self.layers if isinstance(layer, LiteWhisperEncoderLayer)]
+        for (inputs, outputs), rank in self.break_even.items() if any(of_layers) else ():
+            slower = "of no rank that is there" if rank == float("inf") else f"of rank {rank} and more"
+            lines.append(f"{inputs} -> {outputs}: pairs {slower} take longer than the dense product")
+        for index, of_layer in enumerate(of_layers):
+            if of_layer is None:
+                lines.append(f"layer {index}: plain")
+                continue
+            keys, values, width = of_layer.reduction
+            reduced = " and ".join(["keys"] * keys + ["values"] * values)
+            parts = ["int8" if isinstance(of_layer.products["fc1"], Int8Product) else str(self.dtype)]
+            parts += [f"{reduced} in {width} dimensions"] if reduced else []
+            parts += [f"{name} multiplied out" for name in of_layer.multiplied_out]
+            lines.append(f"layer {index}: {'; '.join(parts)}")
+        return "\n".join(lines)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -271,11 +301,15 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
         self.post_init()
 
     def optimize_for_inference(
-        self, enabled: bool = True, batch_size: int = 1
+        self, enabled: bool = True, batch_size: int = 1, dtype: str | None = None
     ) -> "LiteWhisperForConditionalGeneration":
         """See `LiteWhisperEncoder.optimize_for_inference`; returns the model."""
-        self.model.encoder.optimize_for_inference(enabled, batch_size)
+        self.model.encoder.optimize_for_inference(enabled, batch_size, dtype)
         return self
+
+    def inference_report(self) -> str:
+        """See `LiteWhisperEncoder.inference_report`."""
+        return self.model.encoder.inference_report()
 
     def use_constant_padding(self, enabled: bool = True) -> "LiteWhisperForConditionalGeneration":
         """See `LiteWhisperEncoder.use_constant_padding`; returns the model."""

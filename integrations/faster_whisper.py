@@ -25,8 +25,8 @@ class LiteWhisperModel(faster_whisper.WhisperModel):
     faster-whisper's `WhisperModel` for a folder that `lite-whisper export --format faster-whisper` has written.
 
     All that it does with a Whisper it does with this one: beam search, voice activity detection, batches, times of
-    words. The encoder is a `LiteWhisperEncoder`, optimised for inference, in the precision that `compute_type` has
-    beside integers.
+    words. The encoder is a `LiteWhisperEncoder`, optimised for inference, in the precision of `compute_type`, on a GPU
+    in that which it has beside integers.
 
     Args:
         model (`str`): the folder, or the Hub id of a repository that holds it.
@@ -63,7 +63,8 @@ class LiteWhisperModel(faster_whisper.WhisperModel):
         self.encoder.to(self.encoder_device)
         if optimize_for_inference:
             with torch.inference_mode():
-                self.encoder.optimize_for_inference()
+                int8 = self.model.compute_type.startswith("int8") and dtype == torch.float32 and not cuda
+                self.encoder.optimize_for_inference(dtype="int8" if int8 else None)
 
     @torch.inference_mode()
     def encode(self, features: np.ndarray) -> ctranslate2.StorageView:

@@ -73,7 +73,7 @@ def test_an_encoder_is_loaded_from_its_own_file_alone(tmp_path: Path) -> None:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[LiteWhisperForConditionalGeneration]:
     """A model in the inference mode, none of whose pairs is multiplied out for being slow at this size."""
-    monkeypatch.setattr(modeling, "break_even_ranks", lambda shapes, x: {(i, o): 99 for i, _, o in shapes})
+    monkeypatch.setattr(modeling, "break_even_ranks", lambda shapes, *_: {(i, o): 99 for i, _, o in shapes})
     model = random_model(RANKS).optimize_for_inference()
     encode(model, FEATURES)
     yield model
