@@ -52,7 +52,7 @@ def inputs(files: list[Path]) -> Iterator[dict[str, Any]]:
 def transcribed(contender: str, recognizer: Any, files: list[Path], batch_size: int, lines: Path) -> Iterator[str]:
     """The texts of the files by a contender."""
     if contender == OURS:
-        transcriber = Transcriber(recognizer, batch_size, "segment", OPTIONS["generate_kwargs"])
+        transcriber = Transcriber(recognizer, batch_size, OPTIONS)
         transcribe_recordings(transcriber, AudioDataset([str(file) for file in files]).entries(), lines)
         yield from (transcript.text for transcript in read_transcripts(lines))
     elif contender == GENERATOR:

@@ -14,18 +14,19 @@ from .exit_codes import explained
 Settings = TypeVar("Settings")
 
 
-def add_computing(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
+def add_computing(parser: argparse.ArgumentParser, batch_size: int | None = None, int8: bool = False) -> None:
     """
     Adds `--device` and `--dtype` and, where there is a default for it, `--batch-size`.
 
     Args:
         parser (`argparse.ArgumentParser`): to add them to.
         batch_size (`int`, *optional*): the default of `--batch-size`.
+        int8 (`bool`): whether the dtype may be int8.
     """
     add_device(parser)
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=("float32", "float16", "bfloat16", *(["int8"] if int8 else [])),
         default="float32",
         help="what the model computes in (default float32)",
     )

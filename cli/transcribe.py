@@ -39,7 +39,14 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         "slower",
     )
     add_decoding(parser)
-    add_computing(parser, batch_size=8)
+    add_computing(parser, batch_size=8, int8=True)
+    parser.add_argument(
+        "--backend",
+        choices=("transformers", "ctranslate2", "auto"),
+        default="transformers",
+        help="what computes: transformers (the default); ctranslate2, whose decoder is faster on CPUs and which "
+        "needs lite-whisper[faster-whisper]; or auto, the one that takes less for the first recording",
+    )
     parser.add_argument(
         "--ray",
         action="store_true",
@@ -60,6 +67,8 @@ def run(settings: TranscriptionSettings) -> None:
     counts = transcribe_to_output(settings)
     unreadable = f", {counts.failed} could not be read" if counts.failed else ""
     retried = f", {counts.retried} of them again with all positions, as they looked broken" if counts.retried else ""
+    if counts.choice:
+        print(counts.choice)
     print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{retried}{unreadable}")
     print(f"written to {settings.output.path}")
 

@@ -11,10 +11,20 @@ from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
+from ..configuration_lite_whisper import LiteWhisperConfig
+from ..modeling_lite_whisper import LiteWhisperEncoder
+
 
 def projection_module(layer: WhisperEncoderLayer, projection: str) -> nn.Linear:
     """The module of one projection (`q_proj`, ..., `fc2`) in an encoder layer."""
     return getattr(layer if projection in ("fc1", "fc2") else layer.self_attn, projection)
+
+
+def as_lite_whisper(encoder: WhisperEncoder) -> LiteWhisperEncoder:
+    """A stock encoder as a `LiteWhisperEncoder` without pairs, with the same weights in memory."""
+    lite = LiteWhisperEncoder(LiteWhisperConfig(**encoder.config.to_dict()))
+    lite.load_state_dict(encoder.state_dict(), assign=True)
+    return lite.train(encoder.training)
 
 
 @contextmanager

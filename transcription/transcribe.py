@@ -7,17 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import AutomaticSpeechRecognitionPipeline, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from ..audio import AudioDataset
+from ..audio import AudioDataset, Clip
 from ..common.errors import InputError
 from ..common.files import claim, unfinished
 from ..common.processes import available_device
-from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.folders import check_language, fingerprint, load_model
 from .output import Output
-from .transcriber import Timestamps, Transcriber, read_transcripts, transcribe_recordings
+from .recognizers import Backend, Computing, load_recognizer
+from .transcriber import Timestamps, Transcriber, pipeline_options, read_transcripts, transcribe_recordings
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,14 @@ class TranscriptionSettings:
         num_beams (`int`): 1 is greedy.
         batch_size (`int`): windows that run at once.
         device (`str`, *optional*): to run on; cuda where there is a GPU by default.
-        dtype (`str`): to compute in.
+        dtype (`str`): to compute in: `"float32"`, `"float16"`, `"bfloat16"` or `"int8"`.
+        backend (`str`): what computes: `"transformers"`, `"ctranslate2"`, or `"auto"`, the faster of the two for the
+            first recording if both write the same text.
         sequential (`bool`): whether recordings longer than a window run uncut, one by one, in Whisper's own decoding.
         ray (`bool`): whether the work is sharded over the devices of a Ray cluster.
 
     Raises:
-        InputError: subtitles are wanted without times.
+        InputError: subtitles are wanted without times, or the backend cannot do what is wanted.
     """
 
     sources: Sequence[str]
@@ -55,21 +56,29 @@ class TranscriptionSettings:
     batch_size: int = 8
     device: str | None = None
     dtype: str = "float32"
+    backend: Backend = "transformers"
     sequential: bool = False
     ray: bool = False
 
     def __post_init__(self) -> None:
         if self.output.form in ("srt", "vtt") and self.timestamps == "none":
             raise InputError("subtitles have times; do not leave them out", setting="timestamps")
+        if self.backend != "transformers" and (self.timestamps == "word" or self.sequential):
+            raise InputError("words have times, and recordings stay uncut, with transformers alone", setting="backend")
 
 
 @dataclass(frozen=True)
 class TranscriptionCounts:
-    """How many recordings were transcribed, of these how many in a second try, and how many could not be read."""
+    """
+    How many recordings were transcribed, of these how many in a second try, and how many could not be read.
+
+    `choice` says which backend was taken and why, where it was to be chosen.
+    """
 
     transcribed: int
     failed: int
     retried: int
+    choice: str = ""
 
 
 def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts:
@@ -90,9 +99,9 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
         "model": fingerprint(model),
         "sources": list(settings.sources),
         **{name: getattr(settings, name) for name in ("language", "task", "num_beams", "timestamps", "dtype")},
-        "batch_size": settings.batch_size,
-        "sequential": settings.sequential,
+        **{name: getattr(settings, name) for name in ("batch_size", "backend", "sequential")},
     }
+    choice = ""
     with unfinished(settings.output.path) as work:
         claim(work, decisive)
         lines = work / "transcripts.jsonl"
@@ -104,13 +113,15 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
         else:
             entries = AudioDataset(sources).entries()
             device = available_device(settings.device)
-            transcribe_recordings(make_transcriber(settings, model, processor, device), entries, lines)
+            transcriber, choice = make_transcriber(settings, model, processor, device)
+            transcribe_recordings(transcriber, entries, lines)
         outcomes = [(transcript.error, transcript.retried) for transcript in read_transcripts(lines)]
         failed = [error for error, _ in outcomes if error]
         if len(failed) == len(outcomes):
             raise InputError(f"none of the {len(outcomes)} recordings could be read, the first because it {failed[0]}")
         settings.output.write(lines)
-    return TranscriptionCounts(len(outcomes) - len(failed), len(failed), sum(retried for _, retried in outcomes))
+    retried = sum(retried for _, retried in outcomes)
+    return TranscriptionCounts(len(outcomes) - len(failed), len(failed), retried, choice)
 
 
 def expanded(sources: Sequence[str]) -> list[str]:
@@ -141,20 +152,29 @@ def files_matching(pattern: Path) -> list[str]:
 
 def make_transcriber(
     settings: TranscriptionSettings, model: WhisperForConditionalGeneration, processor: WhisperProcessor, device: str
-) -> Transcriber:
-    """The model on a device, ready to transcribe as the settings say."""
+) -> tuple[Transcriber, str]:
+    """The model on a device, ready to transcribe as the settings say, and why by that backend."""
     generate_kwargs: dict[str, Any] = {"num_beams": settings.num_beams}
     if getattr(model.generation_config, "is_multilingual", False):
         generate_kwargs |= {"task": settings.task, "language": settings.language}
-    model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
-    if isinstance(model, LiteWhisperForConditionalGeneration):
-        model.optimize_for_inference(batch_size=settings.batch_size)
-    recognizer = AutomaticSpeechRecognitionPipeline(
-        model=model.eval(), tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
-    )
-    return Transcriber(recognizer, settings.batch_size, settings.timestamps, generate_kwargs, settings.sequential)
+    computing = Computing(settings.backend, settings.dtype, device, settings.batch_size)
+    first = partial(first_clip, settings.sources, processor.feature_extractor.n_samples)
+    options = pipeline_options(settings.timestamps, generate_kwargs)
+    recognizer, choice = load_recognizer(model, processor, computing, first, options)
+    return Transcriber(recognizer, settings.batch_size, options, settings.sequential), choice
+
+
+def first_clip(sources: Sequence[str], longest: int) -> Clip | None:
+    """Of the first recording that can be read, so many samples at the most."""
+    for entry in AudioDataset(expanded(sources)).entries():
+        try:
+            clip = entry.read()
+        except (InputError, OSError):
+            continue  # whoever transcribes it says why
+        return Clip(clip.name, clip.samples[:longest])
+    return None
 
 
 def load_transcriber(settings: TranscriptionSettings, device: str) -> Transcriber:
     """Loads the model that the settings name; in an actor of a cluster."""
-    return make_transcriber(settings, *load_model(settings.model), device)
+    return make_transcriber(settings, *load_model(settings.model), device)[0]

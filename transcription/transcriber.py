@@ -9,15 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from tqdm import tqdm
-from transformers import (
-    AutomaticSpeechRecognitionPipeline,
-    PreTrainedTokenizerBase,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-)
 
 from ..audio import SAMPLING_RATE, Clip, Entry
 from ..audio.windows import batches_by_length
@@ -26,6 +20,7 @@ from ..common.journal import CHECKSUM, append, check_line, drop_torn_line
 from ..models.second_try import all_positions, broken
 from .formats import Segment, Transcript
 from .long_recordings import Piece, detected_languages, groups, pieces_of, put_together
+from .recognizers import Recognizer
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +40,23 @@ class _Recording:
     error: str | None = None
 
 
+def pipeline_options(
+    timestamps: Timestamps = "segment", generate_kwargs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    The options of calls of a recognizer.
+
+    Args:
+        timestamps (`str`): the kind of the segments; longer recordings have segments in any case.
+        generate_kwargs (`dict`, *optional*): for `generate()`, such as language and task; a language that is there as
+            `None` is detected, once in a longer recording.
+    """
+    return {
+        "return_timestamps": {"none": False, "segment": True, "word": "word"}[timestamps],
+        "generate_kwargs": generate_kwargs or {},
+    }
+
+
 class Transcriber:
     """
     Transcribes recordings chunk by chunk.
@@ -55,29 +67,23 @@ class Transcriber:
     padding for constant, a recording of one window or a piece whose transcript looks broken is transcribed again.
 
     Args:
-        recognizer (`AutomaticSpeechRecognitionPipeline`): with the model and its processor.
+        recognizer (`Recognizer`): with the model and its processor.
         batch_size (`int`): windows that run at once.
-        timestamps (`str`): the kind of the segments; longer recordings have segments in any case.
-        generate_kwargs (`dict`, *optional*): for `generate()`, such as language and task; a language that is there as
-            `None` is detected, once in a longer recording.
+        options (`dict`, *optional*): from `pipeline_options`, which are those of segments by default.
         sequential (`bool`): whether longer recordings run uncut, one by one.
     """
 
     def __init__(
         self,
-        recognizer: AutomaticSpeechRecognitionPipeline,
+        recognizer: Recognizer,
         batch_size: int = 8,
-        timestamps: Timestamps = "segment",
-        generate_kwargs: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
         sequential: bool = False,
     ) -> None:
         self._recognizer = recognizer
-        self._extractor = cast(WhisperFeatureExtractor, recognizer.feature_extractor)
+        self._extractor = recognizer.feature_extractor
         self._batch_size = batch_size
-        self._options: dict[str, Any] = {
-            "return_timestamps": {"none": False, "segment": True, "word": "word"}[timestamps],
-            "generate_kwargs": generate_kwargs or {},
-        }
+        self._options = options or pipeline_options()
         self._sequential = sequential
 
     def read(self, chunk: Chunk) -> list[_Recording]:
@@ -138,7 +144,7 @@ class Transcriber:
         told = generate_kwargs.get("language")
         if told or "language" not in generate_kwargs:
             return dict.fromkeys(first, told)
-        recordings, model = sorted(first), cast(WhisperForConditionalGeneration, self._recognizer.model)
+        recordings, model = sorted(first), self._recognizer.model
         found: dict[int, str | None] = {}
         for start in range(0, len(recordings), self._batch_size):
             batch = recordings[start : start + self._batch_size]
@@ -149,7 +155,7 @@ class Transcriber:
     def _recognize(self, clips: Sequence[Clip], languages: Sequence[str | None] = ()) -> list[dict[str, Any]]:
         """What the pipeline gives for the clips of one batch, and whether it was asked again for one: `retried`."""
         results = self._results(clips, self._options_for(languages))
-        model, tokenizer = self._recognizer.model, cast(PreTrainedTokenizerBase, self._recognizer.tokenizer)
+        model, tokenizer = self._recognizer.model, self._recognizer.tokenizer
         retried = broken(model, tokenizer, [result["text"].strip() for result in results])
         if retried:
             options = self._options_for([languages[place] for place in retried] if languages else ())
