@@ -2,10 +2,12 @@
 Seconds that whole transcriptions take in every runtime, a stock Whisper beside a compressed one.
 
     python benchmarks/runtimes.py --stock openai/whisper-base --compressed FOLDER --recordings FOLDER
-        [--clips 12] [--language en] [--runtimes RUNTIME ...] [--repetitions 3] [--threads 2] [--max-new-tokens 200]
-        [--output build/runtimes]
+        [--clips 12] [--joined] [--language en] [--runtimes RUNTIME ...] [--repetitions 3] [--threads 2]
+        [--max-new-tokens 200] [--output build/runtimes]
 
-Each runtime decodes greedily, one clip at a time, without timestamps, the language told. Models are exported once into
+Each runtime decodes greedily, one clip at a time, without timestamps, the language told; with --joined all clips are
+one long recording, which faster-whisper cuts by its own voice activity detector where it is "batched", 8 pieces at
+once, and lite-whisper as `lite-whisper transcribe` does, whose backend CTranslate2 it is. Models are exported once into
 the output folder. Every pass over the clips has a process of its own, which loads the model and transcribes two clips
 before the clock starts; the order of the contenders rotates. Seconds are medians over the passes. "times" is how much
 faster a contender is than faster-whisper with the stock model in the same precision. "same" counts the transcripts that
@@ -15,6 +17,7 @@ transformers for what is held against it. Writes passes.csv, a row for each pass
 """
 
 import argparse
+import io
 import itertools
 import multiprocessing
 import os
@@ -27,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from quality import compare_words, write_table
 
-from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
+from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip, Entry
 from lite_whisper.common.files import temporary_name
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer
@@ -40,6 +44,8 @@ from lite_whisper.models.folders import load_model
 
 Recognizer = Callable[[np.ndarray], str]
 WARM_UP = 2  # clips
+LONGEST_WARM_UP = 60  # seconds of a clip
+BATCH = 8  # pieces of a long recording
 
 
 def in_transformers(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
@@ -78,7 +84,7 @@ def in_onnx_asr(quantization: str | None) -> Callable[..., Recognizer]:
     return load
 
 
-def in_faster_whisper(compute_type: str, ours: bool) -> Callable[..., Recognizer]:
+def in_faster_whisper(compute_type: str, ours: bool, batched: bool = False) -> Callable[..., Recognizer]:
     """CTranslate2 for all of it, or with the encoder in torch."""
 
     def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
@@ -92,10 +98,42 @@ def in_faster_whisper(compute_type: str, ours: bool) -> Callable[..., Recognizer
             "language": arguments.language,
             "beam_size": 1,
             "temperature": 0,
-            "without_timestamps": True,
+            "without_timestamps": batched or not arguments.joined,
             "max_new_tokens": arguments.max_new_tokens,
         }
+        if batched:
+            recognizer, options["batch_size"] = faster_whisper.BatchedInferencePipeline(recognizer), BATCH
+        elif arguments.joined:
+            options["condition_on_previous_text"] = False
         return lambda samples: "".join(segment.text for segment in recognizer.transcribe(samples, **options)[0])
+
+    return load
+
+
+def in_lite_whisper(dtype: str) -> Callable[..., Recognizer]:
+    """What `lite-whisper transcribe --backend ctranslate2` runs."""
+
+    def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
+        import torch
+
+        from lite_whisper.transcription.recognizers import Computing, load_recognizer
+        from lite_whisper.transcription.transcriber import Transcriber, pipeline_options
+
+        torch.set_num_threads(arguments.threads)
+        batch_size = BATCH if arguments.joined else 1
+        generate_kwargs = {"language": arguments.language, "task": "transcribe", "num_beams": 1}
+        options = pipeline_options("none", generate_kwargs)
+        computing = Computing("ctranslate2", dtype, "cpu", batch_size)
+        recognizer, _ = load_recognizer(*load_model(model), computing, lambda: None, options)
+        transcriber = Transcriber(recognizer, batch_size, options)
+
+        def recognize(samples: np.ndarray) -> str:
+            file = io.BytesIO()
+            soundfile.write(file, samples, SAMPLING_RATE, format="WAV", subtype="FLOAT")
+            entry = Entry("", lambda: io.BytesIO(file.getvalue()), None, "")
+            return next(transcriber.transcripts(transcriber.read([(0, entry)]), ()))[0].text
+
+        return recognize
 
     return load
 
@@ -141,6 +179,9 @@ OWN = "faster-whisper, own encoder,"
 RUNTIMES = {
     f"{OWN} fp32": Runtime("fp32", in_faster_whisper("float32", ours=False), "ctranslate2"),
     f"{OWN} int8": Runtime("int8", in_faster_whisper("int8", ours=False), "ctranslate2", "int8"),
+    f"{OWN} int8, batched": Runtime("int8", in_faster_whisper("int8", ours=False, batched=True), "ctranslate2", "int8"),
+    "lite-whisper fp32": Runtime("fp32", in_lite_whisper("float32")),
+    "lite-whisper int8": Runtime("int8", in_lite_whisper("int8")),
     "transformers": Runtime("fp32", in_transformers),
     "onnx-asr fp32": Runtime("fp32", in_onnx_asr(None), "onnx"),
     "onnx-asr q8": Runtime("int8", in_onnx_asr("quantized"), "onnx", "q8"),
@@ -157,15 +198,20 @@ def timed(runtime: str, model: str, folder: Path, arguments: argparse.Namespace)
     clips = chosen_clips(arguments)
     recognize = RUNTIMES[runtime].load(model, folder, arguments)
     for clip in clips[:WARM_UP]:
-        recognize(clip.samples)
+        recognize(clip.samples[: LONGEST_WARM_UP * SAMPLING_RATE])
     start = time.perf_counter()
     texts = [recognize(clip.samples).strip() for clip in clips]
     return time.perf_counter() - start, texts
 
 
 def chosen_clips(arguments: argparse.Namespace) -> list[Clip]:
-    """The first clips of the recordings."""
-    return list(itertools.islice(AudioDataset([str(arguments.recordings)], need_text=True), arguments.clips))
+    """The first clips of the recordings, or all of them in one, with half a second of silence after each."""
+    clips = list(itertools.islice(AudioDataset([str(arguments.recordings)], need_text=True), arguments.clips))
+    if not arguments.joined:
+        return clips
+    silence = np.zeros(SAMPLING_RATE // 2, np.float32)
+    samples = np.concatenate([part for clip in clips for part in (clip.samples, silence)])
+    return [Clip("joined", samples, " ".join(clip.text or "" for clip in clips))]
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -194,6 +240,7 @@ def main() -> None:
     parser.add_argument("--compressed", required=True)
     parser.add_argument("--recordings", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--joined", action="store_true", help="all clips as one long recording")
     parser.add_argument("--language", default="en")
     parser.add_argument("--normalizer", default="english")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), metavar="RUNTIME")

@@ -151,10 +151,17 @@ def test_every_step_succeeds(typed: list[dict[str, Any]]) -> None:
 def test_every_output_is_complete(typed: list[dict[str, Any]], published: Any, workplace: Path) -> None:
     commands = "\n".join(step["text"] for step in typed if step["language"] == "bash")
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", commands), "lite-whisper-adapted", "lite-from-settings"]
-    assert len(outputs) == len(set(outputs)) == 27
-    for output in ("transcripts.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl", "meeting.srt", "subtitles"):
+    assert len(outputs) == len(set(outputs)) == 28
+    for output in (
+        "transcripts.jsonl",
+        "quick.jsonl",
+        "by-ray.jsonl",
+        "by-three-nodes.jsonl",
+        "meeting.srt",
+        "subtitles",
+    ):
         outputs.remove(output)
-    for transcripts in ("transcripts.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl"):
+    for transcripts in ("transcripts.jsonl", "quick.jsonl", "by-ray.jsonl", "by-three-nodes.jsonl"):
         assert len((workplace / transcripts).read_text().splitlines()) == 6
     outputs.remove("digits-onnx")
     assert {path.name for path in (workplace / "digits-onnx/onnx").iterdir()} == {
