@@ -152,7 +152,7 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(recordings: Path, tmp_pa
 
 
 def test_a_group_of_which_a_part_is_done_runs_again(recordings: Path, tmp_path: Path) -> None:
-    made = make_transcriber(settings(recordings, tmp_path / "out.jsonl"), *load_model(str(MODEL)), "cpu")
+    made, _ = make_transcriber(settings(recordings, tmp_path / "out.jsonl"), *load_model(str(MODEL)), "cpu")
     chunk = made.read(list(enumerate(AudioDataset([str(recordings)]).entries())))
     undisturbed = [transcript for found in made.transcripts(chunk) for transcript in found]
     assert len(undisturbed) == 5
@@ -178,7 +178,7 @@ def test_half_an_hour_runs_together(durations: list[float], expected: list[list[
 
 def test_groups_are_read_one_after_the_other(recordings: Path, tmp_path: Path, monkeypatch) -> None:
     """So that memory does not grow with the number of long recordings."""
-    made = make_transcriber(settings(recordings, tmp_path / "out.jsonl"), *load_model(str(MODEL)), "cpu")
+    made, _ = make_transcriber(settings(recordings, tmp_path / "out.jsonl"), *load_model(str(MODEL)), "cpu")
     chunk = made.read(list(enumerate(AudioDataset([str(recordings)]).entries())))
     together = {t.index: t for found in made.transcripts(chunk) for t in found}
     happened: list[str] = []
@@ -217,7 +217,7 @@ def test_a_long_recording_has_one_language(
         return torch.tensor([model.generation_config.lang_to_id[name] for name in ("<|en|>", "<|de|>", "<|fr|>")])
 
     monkeypatch.setattr(model, "detect_language", detected)
-    made = make_transcriber(settings(recordings, tmp_path / "o.jsonl", language=None), model, processor, "cpu")
+    made, _ = make_transcriber(settings(recordings, tmp_path / "o.jsonl", language=None), model, processor, "cpu")
     read = made.read(list(enumerate(AudioDataset([str(recordings)]).entries())))
     assert [len(found) for found in made.transcripts([r for r in read if r.clip is None])] == [0, 4]
     assert len(asked) == 1 and len(asked[0]) == 3  # none for silence
@@ -237,7 +237,7 @@ def test_the_language_is_that_of_the_first_piece(recordings: Path, processor, tm
 
     monkeypatch.setattr(model, "detect_language", detected)
     recorded = Recorded(model, monkeypatch)
-    made = make_transcriber(settings(recordings, tmp_path / "o.jsonl", language=None), model, processor, "cpu")
+    made, _ = make_transcriber(settings(recordings, tmp_path / "o.jsonl", language=None), model, processor, "cpu")
     languages = made._languages([Piece(0, 1.0, Clip("a", samples)), Piece(0, 9.0, Clip("b", samples[::-1].copy()))])
     features = processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
     assert len(seen) == 1 and torch.equal(seen[0], features)
@@ -258,7 +258,7 @@ def test_a_language_that_is_told_or_the_only_one_is_not_detected(
         return torch.full((len(input_features), 2), model.generation_config.eos_token_id)
 
     monkeypatch.setattr(model, "generate", generate)
-    made = make_transcriber(settings(recordings, tmp_path / "o.jsonl"), model, processor, "cpu")
+    made, _ = make_transcriber(settings(recordings, tmp_path / "o.jsonl"), model, processor, "cpu")
     read = made.read(list(enumerate(AudioDataset([str(recordings)]).entries())))
     assert [len(found) for found in made.transcripts([r for r in read if r.clip is None])] == [0, 4]
     assert all(value == told or set(value) == {told} for value in seen) and len(seen) == 3
