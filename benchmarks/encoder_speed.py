@@ -327,6 +327,7 @@ LOW_RANK: dict[str, Builder] = {
     "ours": lambda encoder, folder: encoder,
     "ours-compiled": lambda encoder, folder: compiled(encoder),
     "ours-optimized": lambda encoder, folder: twin_of(encoder),  # for each batch size anew, see `benchmark`
+    "ours-optimized-int8": lambda encoder, folder: twin_of(encoder),
     "ours-int8": lambda encoder, folder: int8(encoder),
     "ours-int8-compiled": lambda encoder, folder: compiled(int8(encoder)),
     "ours-onnxruntime": onnx_runtime,
@@ -511,8 +512,10 @@ def benchmark(
     common |= {"repetitions": arguments.repetitions, "shape": shape, "size": size}
     rows = []
     for batch in arguments.batch_sizes:
-        if "ours-optimized" in modules:
-            cast(LiteWhisperEncoder, modules["ours-optimized"]).optimize_for_inference(batch_size=batch)
+        for name, precision in (("ours-optimized", None), ("ours-optimized-int8", "int8")):
+            if name in modules:
+                optimized = cast(LiteWhisperEncoder, modules[name])
+                optimized.optimize_for_inference(batch_size=batch, dtype=precision)
         features = torch.randn(batch, encoder.num_mel_bins, FRAMES, device=device, dtype=dtype)
         runs = {name: partial(c, features) if name in modules else c(features) for name, c in contenders.items()}
         seconds = measure({**runs, **products}, arguments, f"{shape} {size}, batch size {batch}")
