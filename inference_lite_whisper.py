@@ -2,127 +2,25 @@
 # http://www.apache.org/licenses/LICENSE-2.0
 """The inference mode of LiteWhisper's encoder: the same outputs, from fewer operations and faster kernels."""
 
-import itertools
 import math
 import operator
-import warnings
-from bisect import bisect_left
 from collections.abc import Collection
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.benchmark import Timer
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
+from .kernels_lite_whisper import Int8Product, Product, attention_by_heads, balanced, has_int8
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 PADDING = 8  # attention kernels take heads of a multiple of this width
-LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
 LENGTHS = 30  # how many different numbers of positions are computed
 LOUDEST_FLOOR = -0.25  # of features: no signal in [-1, 1] has its lowest value above
 GROUP = 2  # so many positions of padding are one to attention
-SMALLEST = 1e-30  # of what is divided by
 DIRECTIONS = 16  # in which the encoder's output at padding that is known follows what was computed of it
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
-    """
-    x, of shape `(..., in_features)`, times a weight, `(in_features, out_features)`, plus a bias, then GELU where asked.
-
-    In fp32 on x86 it is oneDNN that multiplies: it applies GELU to what is still in the cache, and is faster than the
-    library behind `F.linear` where the processor is not one of Intel's. Its operation has no gradient.
-    """
-    if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
-        try:
-            return _onednn_linear(x, weight, bias, gelu)
-        except (RuntimeError, TypeError):
-            pass  # what it refuses, F.linear may take; if not, its error is the one that torch documents
-    y = F.linear(x, weight.t(), bias)
-    return F.gelu(y) if gelu else y
-
-
-def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "gelu" if gelu else "none", [], "none")
-
-
-@cache
-def _has_onednn() -> bool:
-    """Whether oneDNN is worth while here, and its operation, private to torch and so free to change, still computes."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
-        return False
-    x, bias = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in ([[1, -2, 3]], [0.5, -0.25]))
-    weight = torch.tensor([[1, 2], [-1, 1], [0.5, -1]], dtype=torch.float32, device="cpu")
-    try:
-        y = _onednn_linear(x, weight, bias, gelu=True)
-        return torch.allclose(y, F.gelu((x[:, :, None] * weight).sum(dim=1) + bias), atol=1e-4)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-
-
-class Product(NamedTuple):
-    """A chain of linear maps, by weights of shape `(inputs, outputs)`, then a bias; without any, the identity."""
-
-    weights: tuple[torch.Tensor, ...]
-    bias: torch.Tensor | None = None
-
-    def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
-        """Takes x of shape `(..., inputs of the first)`, gives y of shape `(..., outputs of the last)`."""
-        for weight in self.weights[:-1]:
-            x = linear(x, weight)
-        return linear(x, self.weights[-1], self.bias, gelu) if self.weights else x
-
-
-class Int8Product:
-    """
-    A `Product` from and to fp32 on the CPU whose weights have 8 bits and, for each output, a scale. What is multiplied
-    has 8 bits too, with one scale for all of it.
-    """
-
-    def __init__(self, product: Product) -> None:
-        biases = [*[None] * len(product.weights), product.bias][1:]  # the last weight has it
-        self.packed = [_packed(*of_one) for of_one in zip(product.weights, biases, strict=True)]
-
-    def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
-        """As `Product`."""
-        for weight in self.packed:
-            x = torch.ops.quantized.linear_dynamic(x, weight, _int8_saturates())
-        return F.gelu(x) if gelu else x
-
-
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-    scales = weight.abs().amax(dim=0).clamp(min=SMALLEST) / 127
-    codes, zeros = (weight / scales).round().to(torch.int8).t().contiguous(), torch.zeros_like(scales, dtype=torch.long)
-    with warnings.catch_warnings():  # that torch means to replace tensors of this kind, which has no other here yet
-        warnings.simplefilter("ignore", UserWarning)
-        quantized = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
-        return torch.ops.quantized.linear_prepack(quantized, bias)
-
-
-@cache
-def _int8_saturates() -> bool:
-    """Whether sums of two products overflow 16 bits, as on older x86; then what is multiplied has 7 bits."""
-    x, packed = torch.tensor([[0.0] + 4 * [255.0]], device="cpu"), _packed(torch.ones(5, 1, device="cpu"), None)
-    return not torch.allclose(torch.ops.quantized.linear_dynamic(x, packed, False), x.sum(), rtol=1e-2)
-
-
-def has_int8(weight: torch.Tensor) -> bool:
-    """Whether products with this weight can be computed in 8 bits here; the operations are private to torch."""
-    try:
-        return weight.device.type == "cpu" and weight.dtype == torch.float32 and _int8_saturates() is not None
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-
-
-def balanced(product: Product) -> Product:
-    """The same map, by factors between which all directions have one size, so that 8 bits are enough for each."""
-    weights, bias = list(product.weights), product.bias
-    for place in range(len(weights) - 1):
-        sizes = weights[place].norm(dim=0).clamp(min=SMALLEST)
-        weights[place], weights[place + 1] = weights[place] / sizes, weights[place + 1] * sizes[:, None]
-    return Product(tuple(weights), bias)
 
 
 class PaddingStates(nn.Module):
@@ -155,20 +53,6 @@ class PaddingStates(nn.Module):
         mixing = self.mixing[positions:].unflatten(0, (-1, self.group)).mean(dim=1)
         bias = F.pad(mixing.new_full(mixing.shape[:1], math.log(self.group)), (positions, 0)).expand(positions, -1)
         return torch.cat([computed, states], dim=1), mixing, bias
-
-
-def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Finds the padding of log-mel features: the trailing frames in which every bin holds the lowest value of the clip.
-
-    Takes features of shape `(batch, mel_bins, mel_frames)`. Gives the frames before the padding, `(batch,)`, and what
-    the padding depends on, `(batch, 3)`: 1, the lowest value plus 1, and log2 of the share of the window before it.
-    """
-    lowest = input_features.amin(dim=(1, 2))
-    sounding = (input_features != lowest[:, None, None]).any(dim=1)
-    ends = (sounding * torch.arange(1, sounding.shape[1] + 1, device=sounding.device)).amax(dim=1)
-    filled = (ends / sounding.shape[1]).clamp(min=LEAST_FILLED).log2()
-    return ends, torch.stack([torch.ones_like(filled), lowest.float() + 1, filled], dim=1)
 
 
 def followed_by_padding(rows: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
@@ -300,9 +184,14 @@ class InferenceLayer:
 
     @torch.no_grad()
     def __init__(
-        self, layer: WhisperEncoderLayer, multiplied_out: Collection[str], positions: int, int8: bool = False
+        self,
+        layer: WhisperEncoderLayer,
+        multiplied_out: Collection[str],
+        positions: int,
+        int8: bool = False,
+        by_heads: bool = False,
     ) -> None:
-        self.multiplied_out, self.positions, self.int8 = multiplied_out, positions, int8
+        self.multiplied_out, self.positions, self.int8, self.by_heads = multiplied_out, positions, int8, by_heads
         self.sources = parameters(layer)
         self.versions = list(map(version, self.sources))
         products = {name: product(projection) for name, projection in projections(layer).items()}
@@ -335,7 +224,7 @@ class InferenceLayer:
         """The same from the weights as they are now; nothing where the layer has other parts meanwhile."""
         if not all(map(is_plain, projections(layer).values())):
             return None
-        return InferenceLayer(layer, self.multiplied_out, self.positions, self.int8)
+        return InferenceLayer(layer, self.multiplied_out, self.positions, self.int8, self.by_heads)
 
     def current(self, layer: WhisperEncoderLayer) -> "InferenceLayer | None":
         """This, or renewed where weights were changed in place; nothing where the layer now has others."""
@@ -369,32 +258,8 @@ class InferenceLayer:
             rows[name].unflatten(-1, (-1, self.reduction.width)).transpose(1, 2).expand(-1, heads, -1, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
+        if self.by_heads and x.dtype == torch.float32 and x.shape[1] > self.positions // 4:  # fewer rows do not pay
+            mixed = attention_by_heads(query, key, value, bias, scale)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
         return self.products["out_proj"](mixed.transpose(1, 2).flatten(2))
-
-
-@torch.no_grad()
-def product_seconds(x: torch.Tensor, *widths: int, int8: bool = False) -> float:
-    """The median seconds of products of widths `(inputs, outputs)`, or with a rank between; x as in the next."""
-    product = Product(tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths)))
-    names = {"product": Int8Product(product) if int8 else product, "x": x.new_empty(*x.shape, widths[0]).normal_()}
-    timer = Timer("product(x)", globals=names, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.1).median
-
-
-def break_even_ranks(
-    shapes: Collection[tuple[int, int, int]], x: torch.Tensor, int8: bool = False
-) -> dict[tuple[int, int], float]:
-    """
-    Measures from which rank on a low-rank pair takes longer than the dense product.
-
-    Takes in_features, rank and out_features of the pairs there are, and x of the dtype and device that count, of shape
-    `(batch_size, positions)`. Gives, by the outer two, the lowest such rank of these, or infinity.
-    """
-    result = {}
-    for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:
-        ranks = sorted({pair[1] for pair in shapes if (pair[0], pair[2]) == (inputs, outputs)})
-        dense = product_seconds(x, inputs, outputs, int8=int8)
-        first = bisect_left(ranks, dense, key=lambda rank: product_seconds(x, inputs, rank, outputs, int8=int8))
-        result[inputs, outputs] = ranks[first] if first < len(ranks) else math.inf
-    return result

@@ -19,15 +19,28 @@ from .inference_lite_whisper import (
     LENGTHS,
     LOUDEST_FLOOR,
     InferenceLayer,
-    Int8Product,
     PaddingStates,
-    break_even_ranks,
-    end_of_sound,
     followed_by_padding,
-    has_int8,
     projections,
     within_range,
 )
+from .kernels_lite_whisper import Int8Product, break_even_ranks, by_heads_pays, has_int8
+
+LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
+
+
+def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Finds the padding of log-mel features: the trailing frames in which every bin holds the lowest value of the clip.
+
+    Takes features of shape `(batch, mel_bins, mel_frames)`. Gives the frames before the padding, `(batch,)`, and what
+    the padding depends on, `(batch, 3)`: 1, the lowest value plus 1, and log2 of the share of the window before it.
+    """
+    lowest = input_features.amin(dim=(1, 2))
+    sounding = (input_features != lowest[:, None, None]).any(dim=1)
+    ends = (sounding * torch.arange(1, sounding.shape[1] + 1, device=sounding.device)).amax(dim=1)
+    filled = (ends / sounding.shape[1]).clamp(min=LEAST_FILLED).log2()
+    return ends, torch.stack([torch.ones_like(filled), lowest.float() + 1, filled], dim=1)
 
 
 class LowRankLinear(nn.Module):
@@ -216,9 +229,9 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         `torch.inference_mode()`, and one under a compiled encoder.
 
         `enabled=False` undoes it; `batch_size` windows will run at once. With `dtype="int8"` the projections compute
-        in 8 bits, which changes the outputs by about a hundredth; that needs a model in float32 on the CPU. Raises
-        `ValueError` where it cannot, and where a projection is neither a linear layer nor a low-rank pair, or its
-        weights are not in memory.
+        in 8 bits, and attention in bfloat16 where that is measured to be faster, which changes the outputs by about a
+        hundredth; that needs a model in float32 on the CPU. Raises `ValueError` where it cannot, and where a projection
+        is neither a linear layer nor a low-rank pair, or its weights are not in memory.
         """
         if dtype not in (None, "int8"):
             raise ValueError(f"dtype is {dtype!r}; give 'int8', or none and the model in the dtype to compute in")
@@ -234,9 +247,12 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
             ranks = {(i, pair.rank, o) for pair, (i, o) in shapes.items()}
             self.break_even = break_even_ranks(ranks, x, bool(dtype))
             slower = {pair for pair, shape in shapes.items() if pair.rank >= self.break_even[shape]}
+            heads = self.config.encoder_attention_heads
+            by_heads = bool(dtype) and by_heads_pays(x, heads, self.config.d_model // heads)
             for layer in self.layers:
                 names = [name for name, projection in projections(layer).items() if projection in slower]
-                inference.append(InferenceLayer(layer, names, positions, bool(dtype)))  # type: ignore[arg-type]
+                of_layer = InferenceLayer(layer, names, positions, bool(dtype), by_heads)  # type: ignore[arg-type]
+                inference.append(of_layer)
         for layer, of_layer in itertools.zip_longest(self.layers, inference):
             layer.inference = of_layer
         return self
@@ -255,6 +271,7 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
             keys, values, width = of_layer.reduction
             reduced = " and ".join(["keys"] * keys + ["values"] * values)
             parts = ["int8" if isinstance(of_layer.products["fc1"], Int8Product) else str(self.dtype)]
+            parts += ["attention in bfloat16, head by head"] if of_layer.by_heads else []
             parts += [f"{reduced} in {width} dimensions"] if reduced else []
             parts += [f"{name} multiplied out" for name in of_layer.multiplied_out]
             lines.append(f"layer {index}: {'; '.join(parts)}")

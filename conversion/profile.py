@@ -12,7 +12,7 @@ from ..common.files import check_output_file, temporary_name
 from ..common.plots import saved_figure
 from ..common.processes import available_device
 from ..configuration_lite_whisper import PROJECTIONS, LiteWhisperConfig, projection_shape
-from ..inference_lite_whisper import product_seconds
+from ..kernels_lite_whisper import product_seconds
 from ..lowrank.time_cost import DENSE, TimeTable
 from ..modeling_lite_whisper import LiteWhisperEncoder
 from ..models.folders import base_model_files

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from ..inference_lite_whisper import LENGTHS, LOUDEST_FLOOR, end_of_sound
-from ..modeling_lite_whisper import LiteWhisperEncoder
+from ..inference_lite_whisper import LENGTHS, LOUDEST_FLOOR
+from ..modeling_lite_whisper import LiteWhisperEncoder, end_of_sound
 
 if TYPE_CHECKING:
     import onnx

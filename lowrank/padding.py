@@ -8,8 +8,8 @@ from accelerate.utils import tqdm
 
 from ..common.errors import InputError
 from ..common.processes import all_gather, all_reduce, global_index
-from ..inference_lite_whisper import DIRECTIONS, LEAST_FILLED, LOUDEST_FLOOR, PaddingStates, end_of_sound
-from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..inference_lite_whisper import DIRECTIONS, LOUDEST_FLOOR, PaddingStates
+from ..modeling_lite_whisper import LEAST_FILLED, LiteWhisperForConditionalGeneration, end_of_sound
 
 MARGIN = 48  # positions after the end of the sound; chosen on calibration clips, see the page on the method
 RANK = 65  # of which one is zero; chosen likewise

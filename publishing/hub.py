@@ -26,6 +26,7 @@ UPLOADED = (
     "configuration_*.py",
     "generation_config.json",
     "inference_*.py",
+    "kernels_*.py",
     "modeling_*.py",
     "ranks.png",
     COMPRESSION,

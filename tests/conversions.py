@@ -36,6 +36,7 @@ WRITTEN = {
     "config.json",
     "configuration_lite_whisper.py",
     "inference_lite_whisper.py",
+    "kernels_lite_whisper.py",
     "model.safetensors",
     "modeling_lite_whisper.py",
     "ranks.png",

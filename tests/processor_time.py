@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.benchmark import Timer
 
-MEASURING = ("lite_whisper.conversion.profile", "lite_whisper.inference_lite_whisper")
+MEASURING = ("lite_whisper.conversion.profile", "lite_whisper.kernels_lite_whisper")
 
 
 def measure_processor_time(replace: Callable[[Any, str, Any], None] = setattr) -> None:

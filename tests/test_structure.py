@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HUB_FILES = ("configuration_lite_whisper", "inference_lite_whisper", "modeling_lite_whisper")
+HUB_FILES = tuple(f"{part}_lite_whisper" for part in ("configuration", "inference", "kernels", "modeling"))
 FLOORS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 MODULES = [*sorted(ROOT.glob("*.py")), *(path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py")))]
-LONGEST_MODULE, LONGEST_FUNCTION, HUB_FILES_TOGETHER = 400, 80, 900  # lines
+LONGEST_MODULE, LONGEST_FUNCTION, HUB_FILES_TOGETHER = 400, 80, 950  # lines
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

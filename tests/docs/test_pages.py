@@ -8,7 +8,7 @@ import pytest
 from documents import ROOT, pages
 
 FLOORS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-HUB_FILES = ("configuration_lite_whisper.py", "modeling_lite_whisper.py", "inference_lite_whisper.py")
+HUB_FILES = tuple(f"{part}_lite_whisper.py" for part in ("configuration", "modeling", "inference", "kernels"))
 DOCUMENTS = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 

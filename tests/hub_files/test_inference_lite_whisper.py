@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import lite_whisper.inference_lite_whisper as inference
+import lite_whisper.kernels_lite_whisper as kernels
 import lite_whisper.modeling_lite_whisper as modeling
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.lowrank.compression import compress
@@ -67,10 +68,10 @@ def onednn(monkeypatch) -> Iterator[Callable[[Any], None]]:
     def replace(operation: Callable[..., torch.Tensor] | None) -> None:
         operations = SimpleNamespace() if operation is None else SimpleNamespace(_linear_pointwise=operation)
         monkeypatch.setattr(torch.ops, "mkldnn", operations)
-        inference._has_onednn.cache_clear()
+        kernels._has_onednn.cache_clear()
 
     yield replace
-    inference._has_onednn.cache_clear()
+    kernels._has_onednn.cache_clear()
 
 
 def computed(x, weight, bias, after, scalars, algorithm) -> torch.Tensor:
@@ -102,7 +103,7 @@ def test_without_the_private_operation_of_torch_the_public_one_computes(operatio
     expected = encoded(model.to_whisper())
     assert close(encoded(model.optimize_for_inference()), expected)
     assert len(inference_calls) == len(LAYERS)
-    assert not inference._has_onednn()
+    assert not kernels._has_onednn()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no primitive"), TypeError("no such argument")])
@@ -118,7 +119,7 @@ def test_a_product_that_the_private_operation_refuses_is_computed_by_the_public_
     onednn(operation)
     model = every_layer().optimize_for_inference()
     assert close(encoded(model), encoded(model.to_whisper()))
-    assert inference._has_onednn() and refused
+    assert kernels._has_onednn() and refused
 
 
 def test_the_private_operation_is_used_where_it_computes(onednn) -> None:
@@ -154,20 +155,20 @@ def test_break_even_is_the_rank_from_which_a_pair_is_slower(monkeypatch) -> None
         """Counts multiply-adds, and charges a pair for being two products."""
 
         def __init__(self, stmt: str, globals: dict, num_threads: int) -> None:
-            self.weights, self.x = globals["product"].weights, globals["x"]
-            assert stmt == "product(x)" and self.x.shape == (3, POSITIONS, self.weights[0].shape[0])
+            self.weights, (self.x,) = globals["function"].weights, globals["arguments"]
+            assert stmt == "function(*arguments)" and self.x.shape == (3, POSITIONS, self.weights[0].shape[0])
 
         def blocked_autorange(self, min_run_time: float) -> "Timer":
             self.median = sum(weight.numel() for weight in self.weights) + 1000 * (len(self.weights) - 1)
             return self
 
-    monkeypatch.setattr(inference, "Timer", Timer)
+    monkeypatch.setattr(kernels, "Timer", Timer)
     ranks = range(1, 64)
     x = torch.empty(3, POSITIONS)
     shapes = {(64, rank, out) for rank in ranks for out in (64, 256)} | {(256, 8, 64)}
     slower = {out: next(rank for rank in ranks if rank * (64 + out) + 1000 >= 64 * out) for out in (64, 256)}
     expected = {(64, 64): slower[64], (64, 256): slower[256], (256, 64): math.inf}
-    assert inference.break_even_ranks(shapes, x) == expected
+    assert kernels.break_even_ranks(shapes, x) == expected
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -9,12 +9,20 @@ import torch
 from encoder_layers import LAYERS, close, encoded, every_layer, random_model
 
 import lite_whisper.inference_lite_whisper as inference
+import lite_whisper.kernels_lite_whisper as kernels
 import lite_whisper.modeling_lite_whisper as modeling
 
 
 @pytest.fixture(autouse=True)
 def no_pair_is_slower(monkeypatch) -> None:
     monkeypatch.setattr(modeling, "break_even_ranks", lambda shapes, *_: {(i, o): math.inf for i, _, o in shapes})
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["usual attention", "by heads"])
+def by_heads(monkeypatch, request) -> bool:
+    """Which attention is taken for the faster."""
+    monkeypatch.setattr(modeling, "by_heads_pays", lambda *_: request.param)
+    return request.param
 
 
 def rounded_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -32,36 +40,54 @@ def test_a_product_is_that_of_the_rounded_numbers() -> None:
     x, first, second = (generator.standard_normal(shape) for shape in ((50, 64), (64, 24), (24, 96)))
     bias = generator.standard_normal(96)
     weights = tuple(torch.from_numpy(weight).float() for weight in (first, second))
-    actual = inference.Int8Product(inference.Product(weights, torch.from_numpy(bias).float()))(
+    actual = kernels.Int8Product(kernels.Product(weights, torch.from_numpy(bias).float()))(
         torch.from_numpy(x).float(), gelu=True
     )
     expected = torch.nn.functional.gelu(torch.from_numpy(rounded_product(rounded_product(x, first), second) + bias))
-    assert close(actual.double(), expected, 1e-3 if not inference._int8_saturates() else 3e-2)
+    assert close(actual.double(), expected, 1e-3 if not kernels._int8_saturates() else 3e-2)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_outputs_are_close_to_those_of_fp32(name: str) -> None:
+def test_outputs_are_close_to_those_of_fp32(name: str, by_heads: bool, monkeypatch) -> None:
+    calls = []
+    attend = inference.attention_by_heads
+    monkeypatch.setattr(inference, "attention_by_heads", lambda *given: calls.append(given) or attend(*given))
     model = random_model(LAYERS[name][0], init_std=0.05)
     expected = encoded(model)
     actual = encoded(model.optimize_for_inference(dtype="int8"))
     products = model.model.encoder.layers[0].inference.products.values()
-    assert all(isinstance(product, inference.Int8Product) for product in products)
+    assert all(isinstance(product, kernels.Int8Product) for product in products)
+    assert len(calls) == by_heads
     assert not torch.equal(actual, encoded(model.optimize_for_inference()))
     assert (actual - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 30).expand(20, -1)], ids=["none", "bias"])
+def test_attention_by_heads_is_attention(bias: torch.Tensor | None) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, rows, 16) for rows in (20, 30, 30))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias, scale=0.3)
+    assert close(kernels.attention_by_heads(query, key, value, bias, 0.3), expected, 2e-2)
+
+
+def test_what_takes_less_is_chosen(monkeypatch) -> None:
+    seconds = iter((2.0, 1.0, 1.0, 2.0))
+    monkeypatch.setattr(kernels, "median_seconds", lambda *_: next(seconds))
+    assert kernels.by_heads_pays(torch.empty(1, 40), 4, 16) and not kernels.by_heads_pays(torch.empty(1, 40), 4, 16)
 
 
 def test_no_direction_between_two_factors_is_lost_in_the_scale_of_another() -> None:
     torch.manual_seed(0)
     sizes = 0.5 ** torch.arange(20)
     weights = (torch.randn(64, 20) * sizes, torch.randn(20, 64) / sizes[:, None])
-    product, x = inference.Product(weights), torch.randn(100, 64)
-    even = inference.balanced(product)
+    product, x = kernels.Product(weights), torch.randn(100, 64)
+    even = kernels.balanced(product)
     assert close(even(x), product(x))
     of_small = slice(10, 20)  # what these directions contribute
     expected = (x @ weights[0])[:, of_small] @ weights[1][of_small]
     rest = product(x) - expected
-    assert (inference.Int8Product(even)(x) - rest - expected).norm() < 0.05 * expected.norm()
-    assert (inference.Int8Product(product)(x) - rest - expected).norm() > 0.5 * expected.norm()
+    assert (kernels.Int8Product(even)(x) - rest - expected).norm() < 0.05 * expected.norm()
+    assert (kernels.Int8Product(product)(x) - rest - expected).norm() > 0.5 * expected.norm()
 
 
 def test_it_follows_the_model_and_is_undone() -> None:
@@ -76,7 +102,7 @@ def test_it_follows_the_model_and_is_undone() -> None:
     with torch.no_grad():
         model.model.encoder.layers[0].fc1.weight1.copy_(state["model.encoder.layers.0.fc1.weight1"])
     assert torch.equal(encoded(model), in_int8)
-    assert not isinstance(model.double().model.encoder.layers[0].inference.products["fc1"], inference.Int8Product)
+    assert not isinstance(model.double().model.encoder.layers[0].inference.products["fc1"], kernels.Int8Product)
     assert close(encoded(model), plain)
     assert torch.equal(encoded(model.float()), in_int8)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -93,12 +119,12 @@ def test_what_cannot_be_is_refused(monkeypatch) -> None:
     def gone(*_) -> None:
         raise AttributeError("no such operation")
 
-    monkeypatch.setattr(inference, "_packed", gone)
-    inference._int8_saturates.cache_clear()
+    monkeypatch.setattr(kernels, "_packed", gone)
+    kernels._int8_saturates.cache_clear()
     with pytest.raises(ValueError, match="quantized products"):
         model.optimize_for_inference(dtype="int8")
     monkeypatch.undo()
-    inference._int8_saturates.cache_clear()
+    kernels._int8_saturates.cache_clear()
 
 
 def test_sums_that_overflow_are_noticed(monkeypatch) -> None:
@@ -109,12 +135,12 @@ def test_sums_that_overflow_are_noticed(monkeypatch) -> None:
         return exact(x, packed, reduce_range) if reduce_range else exact(x, packed, False).clamp(max=500)
 
     monkeypatch.setattr(torch.ops.quantized, "linear_dynamic", saturating)
-    inference._int8_saturates.cache_clear()
-    assert inference._int8_saturates()
-    inference._int8_saturates.cache_clear()
+    kernels._int8_saturates.cache_clear()
+    assert kernels._int8_saturates()
+    kernels._int8_saturates.cache_clear()
 
 
-def test_the_report_says_what_was_chosen(monkeypatch) -> None:
+def test_the_report_says_what_was_chosen(by_heads: bool, monkeypatch) -> None:
     model = every_layer()
     assert model.inference_report().splitlines() == [f"layer {index}: plain" for index in range(len(LAYERS))]
     break_even = {(64, 64): 30, (64, 256): math.inf, (256, 64): 40}
@@ -124,7 +150,8 @@ def test_the_report_says_what_was_chosen(monkeypatch) -> None:
         "64 -> 64: pairs of rank 30 and more take longer than the dense product",
         "64 -> 256: pairs of no rank that is there take longer than the dense product",
     ]
-    assert report[3] == "layer 0: int8; keys and values in 8 dimensions"
-    assert report[5] == "layer 2: int8; keys in 16 dimensions; v_proj multiplied out"
-    assert report[9] == "layer 6: int8"
+    int8 = "int8; attention in bfloat16, head by head" if by_heads else "int8"
+    assert report[3] == f"layer 0: {int8}; keys and values in 8 dimensions"
+    assert report[5] == f"layer 2: {int8}; keys in 16 dimensions; v_proj multiplied out"
+    assert report[9] == f"layer 6: {int8}"
     assert model.optimize_for_inference().inference_report().splitlines()[9] == "layer 6: torch.float32"

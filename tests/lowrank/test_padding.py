@@ -6,7 +6,7 @@ from random_models import SIZES, encode, random_model
 from torch.nn import functional as F
 from transformers import WhisperConfig
 
-from lite_whisper.inference_lite_whisper import PaddingStates, end_of_sound
+from lite_whisper.inference_lite_whisper import PaddingStates
 from lite_whisper.lowrank import padding
 from lite_whisper.lowrank.padding import (
     PaddingSums,
@@ -18,6 +18,7 @@ from lite_whisper.lowrank.padding import (
     regression,
     telling_directions,
 )
+from lite_whisper.modeling_lite_whisper import end_of_sound
 
 POSITIONS, D_MODEL = SIZES["max_source_positions"], SIZES["d_model"]
 RANKS = [{"q_proj": 8, "k_proj": 8, "v_proj": 8, "fc1": 24}, {"v_proj": 40}]

@@ -32,7 +32,7 @@ def test_the_whole_folder_goes_up_in_one_commit(lite: Path, hub: HubStandIn, cap
     assert main([str(lite), NAME]) == 0
     repository = hub.repositories["models", NAME]
     assert files_of(repository.main) == files_in(lite)
-    python = {f"{name}_lite_whisper.py" for name in ("configuration", "inference", "modeling")}
+    python = {f"{name}_lite_whisper.py" for name in ("configuration", "inference", "kernels", "modeling")}
     needed = {"model.safetensors", "tokenizer.json"} | python
     needed |= {"generation_config.json", "preprocessor_config.json", "compression.json", "ranks.png", "README.md"}
     assert needed <= files_of(repository.main).keys()

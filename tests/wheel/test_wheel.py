@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv-wheel/bin"
 EXAMPLES = ROOT / "examples"
-HUB_FILES = {"configuration_lite_whisper.py", "inference_lite_whisper.py", "modeling_lite_whisper.py"}
+HUB_FILES = {f"{part}_lite_whisper.py" for part in ("configuration", "inference", "kernels", "modeling")}
 TRANSCRIBE = """
 import sys
 import soundfile
