@@ -131,7 +131,8 @@ def in_lite_whisper(dtype: str) -> Callable[..., Recognizer]:
             file = io.BytesIO()
             soundfile.write(file, samples, SAMPLING_RATE, format="WAV", subtype="FLOAT")
             entry = Entry("", lambda: io.BytesIO(file.getvalue()), None, "")
-            return next(transcriber.transcripts(transcriber.read([(0, entry)]), ()))[0].text
+            (transcript,) = itertools.chain.from_iterable(transcriber.transcripts(transcriber.read([(0, entry)])))
+            return transcript.text
 
         return recognize
 
