@@ -120,7 +120,7 @@ def _ctranslate2(
         from ..integrations.ctranslate2_recognizer import CTranslate2Recognizer
     except ImportError as error:
         raise InputError(
-            f"it is not installed ({error}); pip install 'lite-whisper[faster-whisper]'", setting="backend"
+            f"CTranslate2 is not installed ({error}); pip install 'lite-whisper[faster-whisper]'", setting="backend"
         ) from error
     return CTranslate2Recognizer(model, processor, precision)
 
