@@ -20,7 +20,6 @@ from ..modeling_lite_whisper import LiteWhisperEncoder, LiteWhisperForConditiona
 from ..models.layers import as_lite_whisper
 
 Backend = Literal["transformers", "ctranslate2", "auto"]
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "int8": "int8"}  # of CTranslate2's decoder
 
 
 class Recognizer(Protocol):
@@ -113,7 +112,9 @@ def load_recognizer(
 def _ctranslate2(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, computing: Computing
 ) -> Recognizer:
-    precision = PRECISIONS.get(computing.dtype)
+    from ..export.faster_whisper_folder import QUANTIZATION  # for this backend alone
+
+    precision = {name: precision for precision, name in QUANTIZATION.items()}.get(computing.dtype)
     if precision is None or (precision == "fp16" and computing.device == "cpu"):
         raise InputError(f"CTranslate2 does not compute in {computing.dtype} on {computing.device}", setting="dtype")
     try:
