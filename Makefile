@@ -7,6 +7,8 @@ BIN := .venv/bin
 OLD := .venv-4.57/bin
 NEW := .venv-wheel/bin
 PIP_QUIET := --quiet --disable-pip-version-check
+# Most of what is installed is never imported, so compiling it would take longer than installing it.
+INSTALL := install $(PIP_QUIET) --no-compile
 
 # A process of pytest for each core, a file of tests at a time; numbers are added in one order whatever else runs.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
@@ -20,18 +22,18 @@ COMMANDS := tests/docs/test_commands.py
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install $(PIP_QUIET) --constraint constraints.txt torch
-	$(BIN)/pip install $(PIP_QUIET) --constraint constraints.txt --editable '.[test,docs]'
+	$(BIN)/pip $(INSTALL) --constraint constraints.txt torch
+	$(BIN)/pip $(INSTALL) --constraint constraints.txt --editable '.[test,docs]'
 	# transformers imports torchao wherever it finds it; one program of the site asks for it.
-	$(BIN)/pip install $(PIP_QUIET) --upgrade --target .venv/torchao --no-deps torchao==0.18.0
+	$(BIN)/pip $(INSTALL) --upgrade --target .venv/torchao --no-deps torchao==0.18.0
 	mkdir -p .venv/typecheck && ln -sfn ../.. .venv/typecheck/lite_whisper
 	touch $@
 
 # The files that travel to the Hub must also run under the last transformers 4, which cannot be installed beside datasets 5.
 .venv-4.57/installed: tests/compatibility/constraints.txt
 	$(PYTHON) -m venv .venv-4.57
-	$(OLD)/pip install $(PIP_QUIET) --constraint $< torch
-	$(OLD)/pip install $(PIP_QUIET) --constraint $< transformers accelerate peft pytest pytest-xdist soundfile torchao
+	$(OLD)/pip $(INSTALL) --constraint $< torch
+	$(OLD)/pip $(INSTALL) --constraint $< transformers accelerate peft pytest pytest-xdist soundfile torchao
 	# The package with what is known of it, but without what it needs.
 	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
 	ln -sfn ../../lite_whisper.egg-info .venv-4.57/package/lite_whisper.egg-info
@@ -40,9 +42,9 @@ COMMANDS := tests/docs/test_commands.py
 # What a user gets from `pip install lite-whisper`, apart from the package itself.
 .venv-wheel/installed: setup.py constraints.txt | .venv/installed
 	$(PYTHON) -m venv .venv-wheel
-	$(NEW)/pip install $(PIP_QUIET) --constraint constraints.txt torch
+	$(NEW)/pip $(INSTALL) --constraint constraints.txt torch
 	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
-	$(NEW)/pip install $(PIP_QUIET) --constraint constraints.txt build/wheel/*.whl
+	$(NEW)/pip $(INSTALL) --constraint constraints.txt build/wheel/*.whl
 	touch $@
 
 demo: .venv/installed
@@ -92,7 +94,7 @@ browser-test: .venv/installed
 # The package as it is now, in an environment without a clone.
 wheel: .venv/installed .venv-wheel/installed
 	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
-	$(NEW)/pip install $(PIP_QUIET) --no-deps --force-reinstall build/wheel/*.whl
+	$(NEW)/pip $(INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	$(PYTEST) tests/wheel
 
 docs: .venv/installed

@@ -5,6 +5,7 @@ It is installed as a module of its own, beside the package: importing the packag
 classes known to transformers, and `lite-whisper --help` need not wait for them.
 """
 
+import gc
 import importlib
 import importlib.metadata
 import os
@@ -32,9 +33,12 @@ def load(command: str) -> Callable[[Sequence[str], str], int]:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # one that is ignored, as with nohup, stays so
         signal.signal(signal.SIGINT, interrupted)
+    gc.disable()  # what is imported stays; to look through it again and again would take a third of the start
     try:
         return importlib.import_module(COMMANDS[command][0]).main
     finally:
+        gc.freeze()
+        gc.enable()
         signal.signal(signal.SIGINT, before)
 
 

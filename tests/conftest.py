@@ -1,5 +1,6 @@
 """What several tests share: the bundled miniature Whisper and its audio."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ if (
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MINIATURE = EXAMPLES / "whisper-digits"
+
+
+def pytest_sessionstart() -> None:
+    """What the imports made stays to the end: no need to look through it again and again for what is not used."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 HUB_FILES = tuple(f"{part}_lite_whisper" for part in ("configuration", "inference", "kernels", "modeling"))
 FLOORS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 MODULES = [*sorted(ROOT.glob("*.py")), *(path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py")))]
-LONGEST_MODULE, LONGEST_FUNCTION, HUB_FILES_TOGETHER = 400, 80, 950  # lines
+LONGEST_MODULE, LONGEST_FUNCTION = 400, 80  # lines
+MODEL_FILES_TOGETHER, HUB_FILES_TOGETHER = 800, 950  # without and with the kernels of 8 bits
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -43,6 +44,8 @@ def test_a_module_and_its_functions_are_short(path: Path) -> None:
 
 def test_the_files_that_travel_are_short_and_stand_alone() -> None:
     paths = [ROOT / f"{name}.py" for name in HUB_FILES]
-    assert sum(len(path.read_text().splitlines()) for path in paths) <= HUB_FILES_TOGETHER
+    lines = {path.stem: len(path.read_text().splitlines()) for path in paths}
+    assert sum(lines.values()) <= HUB_FILES_TOGETHER
+    assert sum(lines.values()) - lines["kernels_lite_whisper"] <= MODEL_FILES_TOGETHER
     known = {"torch", "transformers", *(f".{name}" for name in HUB_FILES), *sys.stdlib_module_names}
     assert {name for path in paths for name in imported(path)} <= known

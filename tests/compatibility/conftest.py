@@ -15,7 +15,7 @@ os.environ["HF_MODULES_CACHE"] = str(ROOT / "build/modules" / os.environ.get("PY
 
 @pytest.fixture(scope="session")
 def models() -> Path:
-    """The folder with the models `full`, `compressed` and `padded`."""
+    """The folder with the models `compressed` and `padded`."""
     if not MODELS.exists():
         pytest.exit("python tests/compatibility/build_models.py build/compatibility writes the models; run it first", 1)
     return MODELS

@@ -100,7 +100,7 @@ def with_encoder_of(stock, lite):
     return stock
 
 
-@pytest.fixture(scope="module", params=["full", "compressed", "padded"])
+@pytest.fixture(scope="module", params=["compressed", "padded"])
 def pair(request, models):
     """A LiteWhisper, the stock Whisper that it turns into, and their processor."""
     folder = models / request.param

@@ -9,6 +9,7 @@ needs a shell or packages of its own, runs in one.
 """
 
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -125,6 +126,7 @@ def main() -> None:
     del sys.path[0]  # the folder of this file
     with contextlib.redirect_stdout(sys.stderr):
         load_everything()
+    gc.freeze()  # or else every fork would look through what it was given, and so copy it
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{index}.json" for index in range(len(lanes))]
         processes = []

@@ -1,7 +1,7 @@
 """OpenVINO models against the model that they were made from, and the folder in openvino-genai."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from lite_whisper.cli import export as command
 from lite_whisper.common.errors import InputError
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.export import ExportSettings, export, openvino_folder
+from lite_whisper.export.onnx_graphs import Graphs
 from lite_whisper.export.openvino_folder import write_openvino_folder
 from lite_whisper.export.openvino_models import SCORES
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
@@ -155,8 +156,26 @@ def test_no_file_of_this_machine_is_named(small, precision: str) -> None:
     assert len(texts) == 4 and not [text for text in texts if ".py" in text or ".onnx" in text]
 
 
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """The miniature's graphs are the same in all precisions, and tracing takes longest."""
+    trace, graphs = openvino_folder.trace, {}
+
+    def once(model: WhisperForConditionalGeneration) -> Graphs:
+        size = model.num_parameters()
+        if size not in graphs:
+            graphs[size] = trace(model)
+        return graphs[size]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_folder, "trace", once)
+        yield
+
+
 @pytest.fixture(scope="module", params=["fp32", None, "int8"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, Path]:
+def folder(
+    request: pytest.FixtureRequest, traced_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str | None, Path]:
     """The miniature in a precision, by the command; None is the usual one."""
     output = tmp_path_factory.mktemp("export") / "digits"
     precision = ["--dtype", request.param] if request.param else []

@@ -166,7 +166,7 @@ def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tm
     seconds = itertools.count()  # two for a step, however fast this machine is
     monkeypatch.setattr(trainer, "now", lambda device: float(next(seconds)))
     said = []
-    for minutes in (0.0, 1.5):
+    for minutes in (0.0, 0.8):
         settings = replace(SHORT, steps=None, minutes=minutes)
         folder = tmp_path / str(minutes)
         given = (base_model, processor.feature_extractor, clips, 12, folder, settings)
