@@ -33,12 +33,9 @@ def load(command: str) -> Callable[[Sequence[str], str], int]:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # one that is ignored, as with nohup, stays so
         signal.signal(signal.SIGINT, interrupted)
-    gc.disable()  # what is imported stays; to look through it again and again would take a third of the start
     try:
         return importlib.import_module(COMMANDS[command][0]).main
     finally:
-        gc.freeze()
-        gc.enable()
         signal.signal(signal.SIGINT, before)
 
 
@@ -60,7 +57,11 @@ def run() -> int:
     """The same, without an end for Ctrl-C."""
     name, *rest = sys.argv[1:] or [""]
     if name in COMMANDS:
-        return load(name)(rest, f"lite-whisper {name}")
+        gc.disable()  # what is imported stays: looking through it again and again would be a third of the start
+        command = load(name)
+        gc.freeze()
+        gc.enable()
+        return command(rest, f"lite-whisper {name}")
     if name == "--version":
         print(f"lite-whisper {importlib.metadata.version('lite-whisper')}")
         return 0
