@@ -61,15 +61,15 @@ def main() -> None:
     lite = LiteWhisperConfig(
         **shape, low_rank_config=published_ranks(arguments.shape, arguments.size), constant_padding=PADDING
     )
-    for name, config, kind in (
-        ("stock", WhisperConfig(**shape), WhisperForConditionalGeneration),
-        ("compressed", lite, LiteWhisperForConditionalGeneration),
-    ):
-        model = kind(config).eval()
+    models = {
+        "stock": WhisperForConditionalGeneration(WhisperConfig(**shape)),
+        "compressed": LiteWhisperForConditionalGeneration(lite),
+    }
+    for name, model in models.items():
         model.generation_config = settings
         write_end(model, arguments.tokens)
         model.save_pretrained(arguments.output / name)
-        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         WhisperProcessor(extractor, tokenizer).save_pretrained(arguments.output / name)
 
 

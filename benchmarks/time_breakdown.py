@@ -178,9 +178,10 @@ def table(of_encoders: dict[str, Times], title: str) -> list[dict[str, Any]]:
         {"part": name, **{encoder: times.get(name, 0.0) for encoder, times in of_encoders.items()}} for name in names
     ]
     rows.append({"part": "sum", **{encoder: sum(times.values()) for encoder, times in of_encoders.items()}})
-    print(f"\n{title}, ms\n{'':24}" + "".join(f"{encoder:>14}" for encoder in of_encoders))
+    first, width = max(map(len, names)) + 1, max(map(len, [12 * " ", *of_encoders])) + 2
+    print(f"\n{title}, ms\n{'':{first}}" + "".join(f"{encoder:>{width}}" for encoder in of_encoders))
     for row in rows:
-        print(f"{row['part']:24}" + "".join(f"{row[encoder]:14.1f}" for encoder in of_encoders), flush=True)
+        print(f"{row['part']:{first}}" + "".join(f"{row[encoder]:{width}.1f}" for encoder in of_encoders), flush=True)
     return [{"measure": title, **row} for row in rows]
 
 
