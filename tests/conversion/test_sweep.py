@@ -11,7 +11,7 @@ from conversions import MODEL, TEST_CLIPS, only_message, report
 from lite_whisper.convert import main
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_compares_both_recipes(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

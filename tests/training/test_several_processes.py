@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lite_whisper import convert
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"

@@ -16,7 +16,7 @@ from lite_whisper.cli.transcribe import main
 from lite_whisper.transcription import transcriber
 from lite_whisper.transcription.formats import Transcript
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ACTOR = "ray::MapWorker"
