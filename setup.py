@@ -14,6 +14,7 @@ FLOORS = (
     "lowrank",
     "models",
     "publishing",
+    "serving",
     "training",
     "transcription",
 )
@@ -40,7 +41,10 @@ setup(
     packages=["lite_whisper", *(f"lite_whisper.{floor}" for floor in FLOORS)],
     package_data={"lite_whisper.publishing": ["card_template.md"]},
     py_modules=["lite_whisper_commands"],  # the console script, which does not wait for the package
-    entry_points={"console_scripts": ["lite-whisper=lite_whisper_commands:main"]},
+    entry_points={
+        "console_scripts": ["lite-whisper=lite_whisper_commands:main"],
+        "vllm.general_plugins": ["lite_whisper=lite_whisper.integrations.vllm:register"],
+    },
     install_requires=[
         "accelerate",
         "datasets",
@@ -64,8 +68,10 @@ setup(
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "openvino": ["onnx", "onnxscript", "openvino", "openvino-genai", "openvino-tokenizers"],
         "ray": ["ray[data]"],
+        "serve": ["fastapi", "prometheus-client", "python-multipart", "uvicorn"],
         "docs": ["mkdocs-material"],
         "test": [
+            "fastapi",
             "faster-whisper>=1.2",
             "hypothesis",
             "import-linter",
@@ -75,14 +81,18 @@ setup(
             "onnx-asr",
             "onnxruntime",
             "onnxscript",
+            "openai",
             "openvino-genai",
             "parameterized",  # what the tests of transformers import
             "peft>=0.18",
+            "prometheus-client",
             "pytest",
             "pytest-xdist",
+            "python-multipart",
             "ray[data]",
             "ruff",
             "setuptools>=77",
+            "uvicorn",
         ],
     },
 )

@@ -19,21 +19,25 @@ LONGEST = 4  # hours, 0.92 GB of samples; a file of a few hundred kilobytes may 
 BLOCK = 1 << 20  # samples of all channels that are decoded at once
 
 
-def decode(file: str | Path | io.BytesIO) -> np.ndarray:
+def decode(file: str | Path | io.BytesIO, longest: float | None = None) -> np.ndarray:
     """
     Reads wav, flac, ogg or mp3 of any rate and channel count, in blocks: little more is in memory than the result.
+
+    Args:
+        file (`str`, `Path` or `io.BytesIO`): the file, or what is in it.
+        longest (`float`, *optional*, defaults to that of `LONGEST` hours): seconds of audio at the most.
 
     Returns:
         `np.ndarray` of shape `(samples,)`, float32, 16 kHz, mono.
 
     Raises:
-        InputError: not decodable, empty, longer than `LONGEST` hours, or not finite.
+        InputError: not decodable, empty, longer than `longest`, or not finite.
     """
     try:
         with _opened(file) as stream, _Recording(stream, closefd=False) as sound:
             if sound.samplerate < LOWEST_RATE:
                 raise InputError(f"has a sampling rate of {sound.samplerate} Hz; speech needs {LOWEST_RATE} at least")
-            blocks = list(_no_longer(_resampled_blocks(sound)))
+            blocks = list(_no_longer(_resampled_blocks(sound), longest))
             if not sound.tell():
                 raise InputError("holds no audio")
     except InputError:
@@ -81,11 +85,12 @@ def _resampled_blocks(sound: _Recording) -> Iterator[np.ndarray]:
     yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _no_longer(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The blocks, as long as there are no more than of `LONGEST` hours."""
-    left = LONGEST * 3600 * SAMPLING_RATE
+def _no_longer(blocks: Iterator[np.ndarray], longest: float | None) -> Iterator[np.ndarray]:
+    """The blocks, as long as there are no more than of so many seconds, or of `LONGEST` hours."""
+    left = (longest or LONGEST * 3600) * SAMPLING_RATE
     for block in blocks:
         left -= len(block)
         if left < 0:
-            raise InputError(f"is longer than {LONGEST} hours; split it")
+            limit = f"{longest:g} seconds" if longest else f"{LONGEST} hours"
+            raise InputError(f"is longer than {limit}; split it")
         yield block

@@ -22,6 +22,7 @@ COMMANDS = {
     "pad": ("lite_whisper.cli.pad", "let a model know the silence behind a clip, so that it costs nothing"),
     "export": ("lite_whisper.cli.export", "write a model for another runtime, such as ONNX Runtime"),
     "transcribe": ("lite_whisper.cli.transcribe", "transcribe recordings with any Whisper"),
+    "serve": ("lite_whisper.cli.serve", "answer requests to transcribe, by the protocol of OpenAI"),
     "evaluate": ("lite_whisper.cli.evaluate", "measure and compare error rates and speed"),
     "score": ("lite_whisper.cli.score", "compute the figures of an evaluation again"),
     "publish": ("lite_whisper.cli.publish", "upload a model folder to the Hub"),

@@ -30,14 +30,29 @@ Timestamps = Literal["none", "segment", "word"]
 
 
 @dataclass(frozen=True)
-class _Recording:
-    """What reading gave: samples, unless it is longer than a window or `error` says why there are none."""
+class Recording:
+    """
+    What reading gave: samples, unless it is longer than a window or `error` says why there are none.
+
+    Args:
+        index (`int`): its place among all.
+        entry (`Entry`): by which a longer one is read again when its turn comes.
+        duration (`float`): in seconds.
+        clip (`Clip`, *optional*): the samples.
+        error (`str`, *optional*): why it cannot be read.
+    """
 
     index: int
     entry: Entry
     duration: float = 0.0
     clip: Clip | None = None
     error: str | None = None
+
+    @classmethod
+    def of(cls, index: int, entry: Entry, clip: Clip, window: float) -> "Recording":
+        """The recording that a clip was read from; of one longer than a window, in seconds, the samples are dropped."""
+        duration = len(clip.samples) / SAMPLING_RATE
+        return cls(index, entry, duration, clip if duration <= window else None)
 
 
 def pipeline_options(
@@ -86,12 +101,12 @@ class Transcriber:
         self._options = options or pipeline_options()
         self._sequential = sequential
 
-    def read(self, chunk: Chunk) -> list[_Recording]:
+    def read(self, chunk: Chunk) -> list[Recording]:
         """Reads the recordings of a chunk, those that fit into a window to keep their samples."""
         window = self._extractor.n_samples / SAMPLING_RATE
         return [_read(index, entry, window) for index, entry in chunk]
 
-    def transcripts(self, chunk: Sequence[_Recording], done: Container[int] = ()) -> Iterator[list[Transcript]]:
+    def transcripts(self, chunk: Sequence[Recording], done: Container[int] = ()) -> Iterator[list[Transcript]]:
         """
         The transcripts of a chunk from `read`, batch by batch; those that were done before are left out.
 
@@ -285,7 +300,7 @@ def _refuse(path: Path, reason: str) -> None:
     raise InputError(f"{path} {reason}; give the same recordings, or remove {path.parent} to begin anew")
 
 
-def _read_ahead(reader: Executor, transcriber: Transcriber, chunks: Iterable[Chunk]) -> Iterator[list[_Recording]]:
+def _read_ahead(reader: Executor, transcriber: Transcriber, chunks: Iterable[Chunk]) -> Iterator[list[Recording]]:
     """Reads a chunk while the one before is used."""
     pending = None
     for chunk in chunks:
@@ -297,17 +312,16 @@ def _read_ahead(reader: Executor, transcriber: Transcriber, chunks: Iterable[Chu
         yield pending.result()
 
 
-def _read(index: int, entry: Entry, window: float) -> _Recording:
+def _read(index: int, entry: Entry, window: float) -> Recording:
     try:
         clip = entry.read()
     except (InputError, OSError) as error:
         logger.warning("skipped %s: %s", entry.location, error)
-        return _Recording(index, entry, error=str(error))
-    duration = len(clip.samples) / SAMPLING_RATE
-    return _Recording(index, entry, duration, clip if duration <= window else None)
+        return Recording(index, entry, error=str(error))
+    return Recording.of(index, entry, clip, window)
 
 
-def _transcript(recording: _Recording, result: dict[str, Any] | None) -> Transcript:
+def _transcript(recording: Recording, result: dict[str, Any] | None) -> Transcript:
     if result is None:
         return Transcript(recording.index, recording.entry.location, error=recording.error)
     segments = [
@@ -326,7 +340,7 @@ def _transcript(recording: _Recording, result: dict[str, Any] | None) -> Transcr
 
 
 def _not_done(
-    recordings: Sequence[_Recording], results: Sequence[dict[str, Any]], done: Container[int]
+    recordings: Sequence[Recording], results: Sequence[dict[str, Any]], done: Container[int]
 ) -> list[Transcript]:
     """Transcripts of the recordings that ran together, without those that were there before."""
     pairs = zip(recordings, results, strict=True)

@@ -1,0 +1,99 @@
+"""
+Latency, throughput and memory of `lite-whisper serve` under many requests at once.
+
+    python benchmarks/serving.py [--clients 200] [--rounds 3] [--queue 200] [--batch-size 8] [--threads 2]
+        [--model examples/whisper-digits] [--recordings examples/digits/test] [--language en] [--device cpu]
+
+The server is a process of its own. First every recording is posted by itself. In every round so many clients (of
+OpenAI's Python client, in one process) then post a recording at the same time, in turn those of the folder. Latency is
+what a client waits; where `--queue` has no place for all, that includes the time until it tries again, when the server
+tells it to. Texts are compared with those of the recordings that were posted by themselves. Resident memory of the
+server is before the first round and after each.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+import psutil
+
+from lite_whisper.audio import AudioDataset
+
+ROOT = Path(__file__).parents[1]
+TRIES = 100  # of a client that is told to come again
+
+
+async def posted(client: openai.AsyncOpenAI, file: Path, language: str) -> tuple[str, float]:
+    """The text of a recording, and the seconds until it was there."""
+    start = time.perf_counter()
+    answer = await client.audio.transcriptions.create(model="whisper-1", file=file, language=language)
+    return answer.text, time.perf_counter() - start
+
+
+async def measure(url: str, files: list[Path], server: psutil.Process, arguments: argparse.Namespace) -> None:
+    """Prints a line for each round."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=TRIES, timeout=3600) as client:
+        distinct = list(dict.fromkeys(files))
+        alone = {file: await posted(client, file, arguments.language) for file in distinct}
+        seconds = [latency for _, latency in alone.values()]
+        print(f"one by one: {len(distinct)} recordings, median {statistics.median(seconds):.3f} s")
+        print(f"resident memory before: {server.memory_info().rss / 1e6:.0f} MB", flush=True)
+        for number in range(1, arguments.rounds + 1):
+            start = time.perf_counter()
+            requests = (posted(client, file, arguments.language) for file in files)
+            results = await asyncio.gather(*requests, return_exceptions=True)
+            took = time.perf_counter() - start
+            answered = [result for result in results if not isinstance(result, BaseException)]
+            differ = sum(
+                result[0] != alone[file][0]
+                for file, result in zip(files, results, strict=True)
+                if not isinstance(result, BaseException)
+            )
+            latencies = sorted(latency for _, latency in answered)
+            p50, p95 = (latencies[int(share * (len(latencies) - 1))] for share in (0.5, 0.95))
+            print(
+                f"round {number}: {len(files)} at once, {len(files) - len(answered)} lost, {differ} differ, "
+                f"p50 {p50:.2f} s, p95 {p95:.2f} s, {len(files) / took:.1f} requests/s, "
+                f"resident {server.memory_info().rss / 1e6:.0f} MB",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Starts a server, asks it, and stops it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--queue", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", type=Path, default=ROOT / "examples/whisper-digits")
+    parser.add_argument("--recordings", type=Path, default=ROOT / "examples/digits/test")
+    parser.add_argument("--language", default="en")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    originals = [Path(entry.location) for entry in AudioDataset([str(arguments.recordings)]).entries()]
+    files = [originals[index % len(originals)] for index in range(arguments.clients)]
+    options = ["--port", "0", "--queue", arguments.queue, "--batch-size", arguments.batch_size]
+    words = [sys.executable, "-m", "lite_whisper", "serve", arguments.model, *options, "--device", arguments.device]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            print(said, end="", flush=True)
+            url = said.partition(" at ")[2].partition(";")[0]
+            asyncio.run(measure(url, files, psutil.Process(process.pid), arguments))
+        finally:
+            process.terminate()
+    print(f"the server ended with {process.returncode}")
+
+
+if __name__ == "__main__":
+    main()
