@@ -27,6 +27,9 @@ SHORTER = (
     ("num_samples=40", "num_samples=8", 1),
 )
 
+# Ray's workers give way to all else by default, and would get nothing beside the other tests.
+SETTINGS = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+
 
 def librispeech(folder: Path) -> Path:
     """A dataset in the form of the one that the README names, holding the bundled calibration audio."""
@@ -112,7 +115,7 @@ def published(demo: str, workplace: Path, tmp_path_factory: pytest.TempPathFacto
             [sys.executable, Path(__file__).with_name("forked.py")],
             input=json.dumps([[asdict(step) for step in lane] for lane in lanes(shorter(steps()))]),
             cwd=workplace,
-            env=os.environ | hub.environment(folder / "cache", TOKEN) | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | hub.environment(folder / "cache", TOKEN) | SETTINGS,
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -39,6 +39,7 @@ def cluster(recordings: Path) -> Iterator[None]:
     """Two nodes of one processor each, in whose folders relative names lead nowhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transcriber, "CHUNK", 2)
+        patch.setenv("RAY_worker_niceness", "0")  # or else they give way to all else on the machine
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         nodes.add_node(num_cpus=1)
         patch.setenv("RAY_ADDRESS", nodes.address)
