@@ -69,14 +69,16 @@ test: lint .venv-4.57/installed .venv-wheel/installed
 test-rest:
 	$(PYTEST) tests -m "not long" --ignore $(COMMANDS) $(SPREAD) --durations=10
 
-test-long: .venv/installed
+test-long: .venv/installed .venv-4.57/installed
 	$(PYTEST) tests -m long --durations=10
+	$(BIN)/python tests/compatibility/build_models.py build/compatibility
+	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -k long -n auto --maxprocesses 4
 
 test-commands:
 	$(PYTEST) $(COMMANDS) --durations=10
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
 	$(PYTEST) tests/compatibility -n auto --maxprocesses 4
-	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -k 'not long' -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 PYTHONPATH=.venv-4.57/package $(OLD)/pytest $(BOTH) tests/training/test_torchao.py
 	$(MAKE) --no-print-directory wheel
 

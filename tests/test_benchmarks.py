@@ -48,7 +48,7 @@ def test_known_ranks_are_kept(encoder_speed) -> None:
         assert encoder_speed.published_ranks(shape, size)[: len(known)] == known
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recovery_speed_runs() -> None:
     command = [ROOT / "benchmarks/recovery_speed.py", "--shapes", "tiny", "--steps", 3, "--batch-size", 1]
     words = [sys.executable, *map(str, command), "--device", "cpu", "--threads", "1"]

@@ -30,7 +30,7 @@ from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
 from lite_whisper.transcription.transcriber import finished, read_transcripts
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # Every stage writes into the folder in which it runs.
 STAGES = {

@@ -191,7 +191,7 @@ def test_a_large_file_is_not_sent_twice(lite: Path, hub: HubStandIn, waits: list
     assert sum(method == "PUT" for method, *_ in hub.requests) == sent == 2  # weights and ranks.png
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_killed_while_it_uploads(lite: Path, tmp_path: Path) -> None:
     with HubStandIn({}, tokens={TOKEN: "write"}) as hub:
         old = Repository.of(Snapshot.of({"model.safetensors": b"old"}))

@@ -105,6 +105,7 @@ def losses(checkpoint: Path) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_as_if_it_had_not_been(workplace: Path) -> None:
     """From what a run that dies in its fourth step leaves, the same losses as without interruption."""
     options = ["--per_device_train_batch_size", "4", "--max_steps", "4", "--save_steps", "2", "--logging_steps", "1"]
@@ -118,6 +119,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(workplace: Path) -> None:
     assert len({loss for _, loss in whole}) == 4
 
 
+@pytest.mark.long
 def test_lora_resuming_and_pushing(workplace: Path, tmp_path: Path) -> None:
     """A run of two parts; the second goes on from the checkpoint, and what is pushed is the whole model."""
     common = ["--per_device_train_batch_size", "4", "--save_steps", "2", "--lora_rank", "4", "--logging_steps", "1"]

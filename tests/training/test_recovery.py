@@ -160,7 +160,7 @@ def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor,
     assert not lite.training
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tmp_path: Path, monkeypatch) -> None:
     """As many as fit beside the evaluations, a whole number between two of them, and at least one."""
     seconds = itertools.count()  # two for a step, however fast this machine is
@@ -219,7 +219,7 @@ def test_a_loss_that_becomes_nan_keeps_the_best_step(
     assert all(tensor.isfinite().all() for tensor in lite.state_dict().values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
     base_model, moments, processor, clips, tmp_path: Path, monkeypatch
 ) -> None:
