@@ -24,10 +24,11 @@ from transformers import (
 )
 
 from lite_whisper.configuration_lite_whisper import LiteWhisperConfig
+from lite_whisper.lowrank.padding import MARGIN, RANK
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 
 PROMPT = 4  # start, language, task, no times
-PADDING = {"rank": 64, "margin": 50, "enabled": True}  # as `lite-whisper pad` learns it
+PADDING = {"rank": RANK, "margin": MARGIN, "enabled": True}  # as `lite-whisper pad` learns it
 
 
 @torch.no_grad()

@@ -137,11 +137,8 @@ class Batches:
     def _with_languages(self, taken: Sequence[_Request]) -> list[_Request]:
         """The requests with the language told, where the answer is to name it."""
         unknown = [request for request in taken if request.names_language and not request.decoding.language]
-        found: dict[int, str] = {}
-        for start in range(0, len(unknown), self._batch_size):
-            batch = unknown[start : start + self._batch_size]
-            names = self._languages([self._beginning(request.recording) for request in batch])
-            found.update(zip([request.recording.index for request in batch], names, strict=True))
+        names = self._languages([request.recording for request in unknown])
+        found = dict(zip([request.recording.index for request in unknown], names, strict=True))
         return [
             replace(request, decoding=replace(request.decoding, language=found[request.recording.index]))
             if request.recording.index in found
@@ -149,11 +146,12 @@ class Batches:
             for request in taken
         ]
 
-    def _languages(self, clips: Sequence[Clip]) -> list[str]:
+    def _languages(self, recordings: Sequence[Recording]) -> list[str]:
         model, extractor = self._recognizer.model, self._recognizer.feature_extractor
         if not getattr(model.generation_config, "is_multilingual", False):
-            return ["en"] * len(clips)
-        return [token.strip("<|>") for token in detected_languages(model, extractor, clips)]
+            return ["en"] * len(recordings)
+        clips = (self._beginning(recording) for recording in recordings)  # of longer ones a batch is in memory
+        return [token.strip("<|>") for token in detected_languages(model, extractor, clips, self._batch_size)]
 
     def _beginning(self, recording: Recording) -> Clip:
         """What the language of a recording is told by: of a longer one the first piece, if it is not all silent."""

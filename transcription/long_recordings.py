@@ -1,7 +1,8 @@
 """Recordings longer than a window: which run together, their pieces, their language, and the whole from its pieces."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -65,15 +66,20 @@ def pieces_of(recording: int, clip: Clip, extractor: WhisperFeatureExtractor) ->
 
 
 def detected_languages(
-    model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor, clips: Sequence[Clip]
+    model: WhisperForConditionalGeneration,
+    extractor: WhisperFeatureExtractor,
+    clips: Iterable[Clip],
+    batch_size: int,
 ) -> list[str]:
-    """The language of each clip, such as `"<|de|>"`; they run as one batch."""
-    samples = [clip.samples for clip in clips]
-    features = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
-    found: torch.Tensor = model.detect_language(features.to(model.device, model.dtype))
+    """The language of each clip, such as `"<|de|>"`; so many at once are asked for and run as a batch."""
+    waiting, found = iter(clips), list[int]()
+    while samples := [clip.samples for clip in islice(waiting, batch_size)]:
+        features = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+        languages: torch.Tensor = model.detect_language(features.to(model.device, model.dtype))
+        found += languages.tolist()
     settings: Any = model.generation_config
     names = {number: name for name, number in settings.lang_to_id.items()}
-    return [names[number] for number in found.tolist()]
+    return [names[number] for number in found]
 
 
 def put_together(

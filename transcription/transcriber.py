@@ -159,13 +159,10 @@ class Transcriber:
         told = generate_kwargs.get("language")
         if told or "language" not in generate_kwargs:
             return dict.fromkeys(first, told)
-        recordings, model = sorted(first), self._recognizer.model
-        found: dict[int, str | None] = {}
-        for start in range(0, len(recordings), self._batch_size):
-            batch = recordings[start : start + self._batch_size]
-            languages = detected_languages(model, self._extractor, [first[recording] for recording in batch])
-            found.update(zip(batch, languages, strict=True))
-        return found
+        recordings = sorted(first)
+        clips = (first[recording] for recording in recordings)
+        found = detected_languages(self._recognizer.model, self._extractor, clips, self._batch_size)
+        return dict(zip(recordings, found, strict=True))
 
     def _recognize(self, clips: Sequence[Clip], languages: Sequence[str | None] = ()) -> list[dict[str, Any]]:
         """What the pipeline gives for the clips of one batch, and whether it was asked again for one: `retried`."""
