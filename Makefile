@@ -72,12 +72,13 @@ test-rest:
 test-long: .venv/installed .venv-4.57/installed
 	$(PYTEST) tests -m long --durations=10
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
+	$(PYTEST) tests/compatibility -k long -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -k long -n auto --maxprocesses 4
 
 test-commands:
-	$(PYTEST) $(COMMANDS) --durations=10
+	$(PYTEST) $(COMMANDS) -m "not long" --durations=10
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
-	$(PYTEST) tests/compatibility -n auto --maxprocesses 4
+	$(PYTEST) tests/compatibility -k 'not long' -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -k 'not long' -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 PYTHONPATH=.venv-4.57/package $(OLD)/pytest $(BOTH) tests/training/test_torchao.py
 	$(MAKE) --no-print-directory wheel

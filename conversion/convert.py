@@ -169,6 +169,7 @@ def _report(
             "windows": frames // lite.config.max_source_positions,  # the audio may have held fewer than num_samples
         },
         "low_rank_config": lite.config.low_rank_config,
+        "constant_padding": bool(lite.config.constant_padding),
         "evaluation": {
             "datasets": [public_name(source) for source in settings.evaluate],
             "normalizer": settings.normalizer,

@@ -92,6 +92,8 @@ def pad_model(settings: PaddingSettings) -> int:
     windows = feature_batches(audio, processor.feature_extractor, count, size, settings.noise, settings.seed)
     learn_anew(model, shard(windows), settings.seed)
     added = encoder_parameters(model) - before
+    if report:
+        report["constant_padding"] = True
     if report and "after" in report:
         for size_of, each in (
             ("encoder_parameters", 1),

@@ -14,6 +14,7 @@ KINDS: dict[str, tuple[type, str]] = {
     "base_card": (dict, "object"),
     "upgraded_from": (str, "text"),
     "low_rank_config": (list, "list"),
+    "constant_padding": (bool, "true or false"),
     **dict.fromkeys(("recipe", "calibration", "recovery", "evaluation", "before", "after"), (dict, "object")),
 }
 """What each entry is, in Python and in the words of JSON."""

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..common.errors import InputError
 from ..common.files import read_kept, temporary_name
-from ..evaluation.report import Result, differences, eval_results, figures, score
+from ..evaluation.report import Evaluation, Result, differences, eval_results, figures, score
 from ..models.compression_json import COMPRESSION, read_compression
 from ..models.folders import CARD
 
@@ -94,7 +94,7 @@ def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: s
     data = {
         "model": own.pop(),
         "encoder_parameters": {e.result.model: e.settings["encoder_parameters"] for e in evaluations},
-        "normalizer": _one([e.settings["normalizer"] for e in evaluations], "normalizer"),
+        "normalizer": _normalizers(evaluations),
         "results": [asdict(e.result) for e in evaluations],
         "differences": [
             {"model": result.model, "base": base.model, "dataset": result.dataset, **difference._asdict()}
@@ -105,10 +105,17 @@ def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: s
         temporary.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def _one(values: Sequence[str], what: str) -> str:
-    if len(set(values)) > 1:
-        raise InputError(f"the manifests were made with several {what}s ({', '.join(sorted(set(values)))}); give one's")
-    return values[0]
+def _normalizers(evaluations: Sequence[Evaluation]) -> str:
+    """The name of the normalizer; where sets of several languages have several, each with its sets."""
+    of_sets: dict[str, str] = {}
+    for e in evaluations:
+        name, dataset = e.settings["normalizer"], e.result.dataset
+        if of_sets.setdefault(dataset, name) != name:
+            raise InputError(f"the manifests of {dataset} were made with several normalizers; give those of one")
+    sets = {name: [dataset for dataset, of_set in of_sets.items() if of_set == name] for name in of_sets.values()}
+    if len(sets) == 1:
+        return next(iter(sets))
+    return " and ".join(f"{name} ({', '.join(of_name)})" for name, of_name in sets.items())
 
 
 def render_card(name: str, compression: Data, evaluation: Data | None = None) -> ModelCard:
@@ -183,6 +190,11 @@ def recipe_command(name: str, compression: Data) -> str | None:
     }
     words = ["lite-whisper", "convert", "--model", compression["base_model"], *size, "--dataset"]
     words += [*calibration["datasets"], *(str(word) for pair in options.items() for word in pair)]
+    recovery = compression.get("recovery", {})
+    if recovery and "datasets" not in recovery:  # `lite-whisper recover` is a command of its own
+        words += ["--recover", f"{recovery['minutes']:g}"]
+    if compression.get("constant_padding"):
+        words.append("--constant-padding")
     return " ".join(map(shlex.quote, words))
 
 

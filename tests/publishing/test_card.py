@@ -18,7 +18,14 @@ from lite_whisper.cli.convert import build_parser, parse_arguments
 from lite_whisper.cli.publish import main
 from lite_whisper.evaluation.report import score
 from lite_whisper.models.published import PUBLISHED
-from lite_whisper.publishing.card import card_data, is_rendered, recipe_command, render_card, write_evaluation
+from lite_whisper.publishing.card import (
+    card_data,
+    is_rendered,
+    recipe_command,
+    render_card,
+    rendered_card,
+    write_evaluation,
+)
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "card_metadata.schema.json").read_text())
@@ -158,18 +165,41 @@ def test_the_command_on_the_card_repeats_the_compression(original: Path) -> None
     assert list(arguments.noise) == said["calibration"]["noise"]
 
 
-def test_manifests_with_several_normalizers(lite: Path, manifests: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("recovery", [{}, {"minutes": 2.0}, {"minutes": 2.0, "datasets": ["by lite-whisper recover"]}])
+@pytest.mark.parametrize("padding", [False, True])
+def test_the_command_recovers_and_pads_where_that_was_done(original: Path, recovery: dict, padding: bool) -> None:
+    said = card_data(original)[0] | {"recovery": recovery, "constant_padding": padding}
+    command = recipe_command(original.name, said)
+    assert command
+    arguments = parse_arguments(build_parser("convert"), shlex.split(command)[2:]).settings
+    assert arguments.recover == (2 if recovery.keys() == {"minutes"} else None)
+    assert arguments.constant_padding == padding
+
+
+def with_normalizer(manifest: Path, normalizer: str) -> str:
+    """Makes a manifest say that its texts were normalised otherwise; returns whose weights it is of."""
+    settings = manifest.with_suffix(".settings.json")
+    said = json.loads(settings.read_text())
+    settings.write_text(json.dumps(said | {"normalizer": normalizer}))
+    return said["encoder_weights"]
+
+
+def test_each_set_has_one_normalizer(lite: Path, manifests: list[Path], tmp_path: Path) -> None:
+    """Sets of several languages may have one each, models on the same set may not."""
     for path in manifests:
         for file in path.parent.glob(f"{path.stem}*"):
             shutil.copy(file, tmp_path)
     copies = [tmp_path / path.name for path in manifests]
-    settings = copies[0].with_suffix(".settings.json")
-    said = json.loads(settings.read_text())
-    settings.write_text(json.dumps(said | {"normalizer": "english"}))
+    weights = [with_normalizer(path, "basic") for path in copies]
+    of_set = [path for path in copies if path.stem.endswith(copies[0].stem.partition("_DATASET_")[2])]
+    with_normalizer(of_set[0], "english")
     with pytest.raises(ValueError, match="several normalizers"):
-        write_evaluation(
-            lite, copies, json.loads(copies[-1].with_suffix(".settings.json").read_text())["encoder_weights"]
-        )
+        write_evaluation(lite, copies, weights[-1])
+    for path in of_set[1:]:
+        with_normalizer(path, "english")
+    write_evaluation(lite, copies, weights[-1])
+    name = copies[0].stem.partition("_DATASET_")[2]
+    assert f"Whisper's english ({name}) and basic (" in str(rendered_card(lite, "name"))
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)

@@ -291,6 +291,7 @@ def test_push_to_hub_of_model_and_trainer_give_working_repositories(lite: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_round_trip_by_name_and_pinned(lite: Path, digits: Path, tmp_path: Path) -> None:
     """What arrives is what was pushed, gives the transcripts of the folder, and stays as it is where it is pinned."""
     audio = sorted(digits.glob("*.flac"))[0]
