@@ -2,6 +2,7 @@
 Memory and time of a whole conversion at the shape of large-v3 (random weights), stage by stage.
 
     python benchmarks/conversion.py [--windows 16] [--threads 2] [--batch-size 4] [--ratio 0.6] [--dtype float32]
+        [--json FILE]
 
 Random weights would decode random lengths, so every window is given 100 tokens of text. As in a conversion, what a
 stage has found is written to a file and mapped into memory from there; such pages are counted, though the system may
@@ -14,9 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from calibration import LARGE_V3
+from record import write_results
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from lite_whisper.common.memory import PeakMemory
@@ -32,6 +35,7 @@ from lite_whisper.lowrank import (
 
 TEXT_TOKENS = 100
 END_OF_TEXT = 50257
+UNITS = {"seconds": "s", "peak": "GB"}
 
 
 def large_v3(dtype: torch.dtype) -> WhisperForConditionalGeneration:
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ratio", type=float, default=0.6)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     setting = f"{arguments.dtype}, {arguments.windows} windows, {arguments.batch_size} at once"
@@ -69,17 +74,15 @@ def main() -> None:
     model = large_v3(getattr(torch, arguments.dtype))
     print(f"model: {model.dtype.itemsize * model.num_parameters() / 1e9:.1f} GB", flush=True)
     batches = list(torch.randn(arguments.windows, 128, 3000).split(arguments.batch_size))
-    total = 0.0
+    rows: list[dict[str, Any]] = []
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        nonlocal total
         start = time.perf_counter()
         with PeakMemory() as memory:
             yield
-        seconds = time.perf_counter() - start
-        total += seconds
-        print(f"{name}: {seconds:.0f} s, peak {memory.peak / 1e9:.2f} GB resident in all", flush=True)
+        rows.append({"stage": name, "seconds": time.perf_counter() - start, "peak": memory.peak / 1e9})
+        print("{stage}: {seconds:.0f} s, peak {peak:.2f} GB resident in all".format(**rows[-1]), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "moments.safetensors"
@@ -97,7 +100,9 @@ def main() -> None:
             lite = compress(model, moments, ranks, sensitivities)
         with stage("writing"):
             lite.save_pretrained(folder)
-    print(f"in all: {total:.0f} s")
+    print(f"in all: {sum(row['seconds'] for row in rows):.0f} s")
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS)
 
 
 if __name__ == "__main__":

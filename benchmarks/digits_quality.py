@@ -2,7 +2,7 @@
 What the recipes cost in word error rate at equal encoder size, on the miniature in noise.
 
     python benchmarks/digits_quality.py [--digits FOLDER] [--calibration-seeds 3] [--noise-seeds 5] [--recover 10]
-        [--csv FILE]
+        [--json FILE]
 
 Sizes are those that the published thresholds reach. Every contender gets the same calibration audio (with noise between
 0 and 40 dB, or --calibration-noise none) and the same test strings with white noise at 8 dB; "added" is the word error
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from quality import write_table
+from record import write_results
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from lite_whisper.audio import AudioDataset, Clip, feature_batches
@@ -46,6 +46,7 @@ THRESHOLDS = ("0.99:0.999", "0.97:0.99", "0.9:0.95")
 MULTIPLE = 4
 WINDOWS = 80
 DECIBELS = 8.0
+UNITS = {"seed": "1", "encoder parameters": "1", "wer": "%", "added": "points", "low": "points", "high": "points"}
 
 
 @dataclass
@@ -96,7 +97,7 @@ def relative(spectra: EncoderSpectra) -> EncoderSpectra:
 
 
 def main() -> None:
-    """Prints the table and writes it as CSV."""
+    """Prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits", help="holds calibration/ and test/")
     parser.add_argument("--calibration-seeds", type=int, default=3)
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--calibration-noise", type=noise_range, default=NOISE, metavar="LOW:HIGH")
     parser.add_argument("--recover", type=float, metavar="MINUTES", help="measure this instead of the ingredients")
     parser.add_argument("--thresholds", nargs="+", default=THRESHOLDS, help="whose sizes to measure at")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
 
     miniature = ROOT / "examples/whisper-digits"
@@ -163,8 +164,8 @@ def main() -> None:
             report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
             four_ranks = budget_ranks(encoder_spectra(model, moments, four), budget, MULTIPLE)
             report(seed, thresholds, "loss-aware, four draws", compress(model, moments, four_ranks, four))
-    if arguments.csv:
-        write_table(rows, arguments.csv)
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS)
 
 
 if __name__ == "__main__":

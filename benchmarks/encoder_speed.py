@@ -12,7 +12,7 @@ a shape, size and batch size once, in an order that rotates; median and quartile
 are not installed are left out with a message. "limit" is the time that the encoder's multiply-adds take at the rate of
 a large square matrix product of the same dtype, by the fastest library that torch has for it; the products take their
 turns among the contenders. "end to end" is the greedy transcription of every window into 60 tokens by transformers.
-Writes encoder_speed.csv and encoder_speed.png.
+Writes encoder_speed.json and encoder_speed.png.
 """
 
 import argparse
@@ -36,7 +36,7 @@ import numpy as np
 import torch
 import transformers
 from matplotlib import pyplot
-from quality import write_table
+from record import write_results
 from torch import nn
 from torch.utils import mkldnn
 from tqdm import tqdm
@@ -62,6 +62,10 @@ MULTIPLE = 16
 FRAMES = 3000
 NEW_TOKENS = 60
 END_OF_TEXT = 50257
+UNITS = {
+    **{"threads": "1", "repetitions": "1", "batch": "windows", "encoder_parameters": "1", "relative_to_stock": "1"},
+    **dict.fromkeys(("median_ms", "lower_quartile_ms", "upper_quartile_ms"), "ms"),
+}
 
 Shares = list[dict[str, float]]
 """One dict per encoder layer, from projection to rank / d_model."""
@@ -577,7 +581,7 @@ def main() -> None:
     for shape in arguments.shapes:
         for of_size in benchmark_shape(shape, arguments):
             rows += of_size
-            write_table(rows, arguments.output / "encoder_speed.csv")
+            write_results(rows, arguments.output / "encoder_speed.json", UNITS)
             plot(rows, arguments.output / "encoder_speed.png")
 
 

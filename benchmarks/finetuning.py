@@ -1,7 +1,7 @@
 """
 Fine-tuning compressed models against fine-tuning the uncompressed one: the same program, steps and seeds.
 
-    python benchmarks/finetuning.py [--digits FOLDER] [--ratios 0.14 0.2] [--seeds 3] [--csv FILE] [OPTIONS]
+    python benchmarks/finetuning.py [--digits FOLDER] [--ratios 0.14 0.2] [--seeds 3] [--json FILE] [OPTIONS]
 
 FOLDER holds calibration/, newvoice_train/ and newvoice_test/; the miniature has never heard the voices of the last two.
 It is compressed to shares of its encoder, and examples/finetune.py trains every model once for each seed, with OPTIONS
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from digits_quality import MULTIPLE, Test
-from quality import write_table
+from record import write_results
 
 from lite_whisper.audio import AudioDataset
 from lite_whisper.conversion import ConversionSettings, convert
@@ -29,6 +29,15 @@ from lite_whisper.models.folders import load_model
 ROOT = Path(__file__).parents[1]
 MINIATURE = ROOT / "examples/whisper-digits"
 OPTIONS = ["--max_steps", "60", "--learning_rate", "1e-4", "--warmup_steps", "6", "--per_device_train_batch_size", "8"]
+UNITS = {
+    "ratio": "1",
+    "before": "%",
+    "after": "%",
+    "fall": "points",
+    "more": "points",
+    "low": "points",
+    "high": "points",
+}
 
 
 def compressed(digits: Path, ratio: float, folder: Path) -> Path:
@@ -47,12 +56,12 @@ def fine_tuned(model: Path, digits: Path, folder: Path, options: list[str]) -> P
 
 
 def main() -> None:
-    """Prints the table and writes it as CSV."""
+    """Prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.14, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments, options = parser.parse_known_args()
 
     clips = list(AudioDataset([str(arguments.digits / "newvoice_test")], need_text=True))
@@ -80,8 +89,8 @@ def main() -> None:
             row |= {name: 100 * float(count) / words.sum() for name, count in figures.items()}
             rows.append({**row, "more": more, "low": low, "high": high})
             print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
-    if arguments.csv:
-        write_table(rows, arguments.csv)
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 Time of one encoder layer at the shape of large-v3 (random weights): its forms, attention, and the multiples of ranks.
 
     python benchmarks/layer_speed.py [--batch-size 1] [--repetitions 5] [--threads 2] [--device cpu] [--dtype float32]
+        [--json FILE]
 
 First a layer whose projections all keep the same share of their parameters, in stock Whisper, in the published form of
 the low-rank layer, as LiteWhisper has it and in its inference mode. Then attention with the projections around it, on
@@ -10,12 +11,15 @@ mode takes. Then the rate of pairs by rank, which shows what multiples of it are
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from encoder_speed import Run, measure, published_form, whisper_arguments
+from record import write_results
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -32,11 +36,17 @@ from lite_whisper.inference_lite_whisper import (
 from lite_whisper.modeling_lite_whisper import LiteWhisperEncoder
 
 SHAPE = {**whisper_arguments("large-v3"), "encoder_layers": 1}
+Row = dict[str, Any]
+
 POSITIONS = 1500
 MULTIPLE = 16
 PASSES = 10
 SHARES = (0.2, 0.37, 0.5, 0.75)
 ATTENTION_RANKS = ((16, 16), (32, 32), (48, 48), (64, 64), (32, 64), (32, 160), (64, 160))
+UNITS = {
+    **{"share": "1", "rank": "1", "value rank": "1", "rate": "G multiply-adds/s"},
+    **dict.fromkeys(("stock", "published", "plain", "optimized", "heads", "reduced", "pair"), "ms"),
+}
 RANKS = (187, 188, 184, 176, 160, 192, 48, 52, 56, 64)
 
 
@@ -58,8 +68,8 @@ def encoder_of(ranks: dict[str, int], arguments: argparse.Namespace) -> LiteWhis
     return encoder.eval().to(getattr(torch, arguments.dtype))
 
 
-def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> None:
-    """Prints the time of a layer by form and share."""
+def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Prints the time of a layer by form and share; gives the rows."""
     with torch.device(x.device):
         stock = WhisperEncoder(WhisperConfig(**SHAPE)).eval().to(x.dtype)
     print(f"\nlayer, ms\n{'share':8}{'stock':>10}{'published':>10}{'plain':>10}{'optimized':>10}")
@@ -75,10 +85,11 @@ def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> None:
         runs = {name: partial(encoder.layers[0], x, None) for name, encoder in encoders.items()}
         times = milliseconds(runs, arguments, f"share {share}")
         print(f"{share:<8}" + "".join(f"{time:10.1f}" for time in times.values()), flush=True)
+        yield {"measure": "layer", "share": share, **times}
 
 
-def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> None:
-    """Prints the time of attention and its projections, by ranks of keys and values and by form."""
+def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Prints the time of attention and its projections, by ranks of keys and values and by form; gives the rows."""
     print(f"\nattention with its projections, ms\n{'q, k':>6}{'v, out':>8}{'heads':>10}{'reduced':>10}  chosen")
     for rank, value_rank in ATTENTION_RANKS:
         ranks = {"q_proj": rank, "k_proj": rank, "v_proj": value_rank, "out_proj": value_rank}
@@ -97,10 +108,11 @@ def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> None:
         times = milliseconds(runs, arguments, f"ranks {rank}, {value_rank}")
         name = "heads" if chosen == forms["heads"] else "keys" if not chosen.values else "keys and values"
         print(f"{rank:6}{value_rank:8}" + "".join(f"{time:10.1f}" for time in times.values()) + f"  {name}", flush=True)
+        yield {"measure": "attention", "rank": rank, "value rank": value_rank, **times, "chosen": name}
 
 
-def rank_multiples(x: torch.Tensor, arguments: argparse.Namespace) -> None:
-    """Prints the rate of pairs from 1280 to 5120 by rank."""
+def rank_multiples(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Prints the rate of pairs from 1280 to 5120 by rank; gives the rows."""
     runs: dict[str, Run] = {}
     for rank in RANKS:
         weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in ((1280, rank), (rank, 5120)))
@@ -110,6 +122,7 @@ def rank_multiples(x: torch.Tensor, arguments: argparse.Namespace) -> None:
     for rank in RANKS:
         rate = x.shape[0] * POSITIONS * rank * 6400 / times[f"{rank}"] / 1e6
         print(f"{rank:6}{times[f'{rank}']:10.2f}{rate:19.1f}")
+        yield {"measure": "pairs", "rank": rank, "pair": times[f"{rank}"], "rate": rate}
 
 
 @torch.no_grad()
@@ -122,14 +135,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     shape = (arguments.batch_size, POSITIONS, SHAPE["d_model"])
     x = torch.randn(shape, device=arguments.device, dtype=getattr(torch, arguments.dtype))
-    layer_forms(x, arguments)
-    attention_forms(x, arguments)
-    rank_multiples(x, arguments)
+    rows = [row for part in (layer_forms, attention_forms, rank_multiples) for row in part(x, arguments)]
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 What a model loses by taking padding for constant: its transcripts with it against those without.
 
     python benchmarks/padding_quality.py MODEL... --test SET... [--gains 0 -20 6] [--noise 10] [--normalizer english]
-        [--batch-size 8] [--csv FILE]
+        [--batch-size 8] [--json FILE]
 
 MODEL is a folder of `lite-whisper pad`, SET a folder with transcripts. Every model transcribes every set greedily at
 each gain in dB, and with white noise at each --noise in dB, with all positions computed and with constant padding.
@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from quality import amplified, compare_words, in_noise, write_table
+from quality import amplified, compare_words, in_noise
+from record import write_results
 from transformers import WhisperProcessor
 
 from lite_whisper.audio import AudioDataset, Clip
@@ -29,6 +30,10 @@ from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGenerati
 from lite_whisper.models.folders import load_model
 
 LOUDER = 1.0  # dB
+UNITS = {
+    **{"clips": "clips", "same": "%", "same louder": "%", "wer without": "%", "wer with": "%", "low": "points"},
+    **{"high": "points", "long without": "clips", "long with": "clips", "retried": "clips", "times as fast": "times"},
+}
 
 
 def main() -> None:
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="*", type=float, default=[])
     parser.add_argument("--normalizer", default="english")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     rows = []
     for folder in arguments.models:
@@ -57,8 +62,8 @@ def main() -> None:
                 names = {"model": folder.name, "test": f"{test.parent.name}/{test.name}", "condition": condition}
                 rows.append(names | compared(changed, whole, known, louder, processor, arguments.normalizer))
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    if arguments.csv:
-        write_table(rows, arguments.csv)
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS)
 
 
 def conditions(

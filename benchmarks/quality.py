@@ -14,11 +14,10 @@ with white noise at so many dB, as if recorded at a lower rate, louder or quiete
 references. "long" counts outputs of more than twice as many words as the reference, mostly endless repetition.
 
 FOLDER keeps the calibration and the transcripts: what was interrupted goes on there, and what is added (a size, a set,
-a condition) is measured alone. The table is FOLDER/quality.csv.
+a condition) is measured alone. The table is FOLDER/quality.json.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import soxr
+from record import write_results
 from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
@@ -47,6 +47,7 @@ from lite_whisper.training.recovery import Recovery, recover
 
 SIZES = (0.81, 0.65, 0.5)
 RECIPES = ("published", "loss-aware")
+UNITS = {"size": "1", "wer": "%", "added": "points", "low": "points", "high": "points", "differs": "%", "long": "clips"}
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,6 @@ def compare_words(references: Sequence[str], texts: Sequence[str], normalize: Ca
     counts = np.array([len(reference.split()) for reference, _ in pairs])
     long = sum(len(text.split()) > 2 * count for (_, text), count in zip(pairs, counts, strict=True))
     return Words(np.array([word_errors(*pair) for pair in pairs]), counts, long)
-
-
-def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """Writes rows that have the same columns as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def amplified(clips: Sequence[Clip], gain: float) -> list[Clip]:
@@ -180,7 +173,7 @@ class Benchmark:
                 name = f"recovered {self.arguments.recover:g} minutes"
                 texts = self.transcripts(f"{name} {size:g}", partial(self.recovered, size))
                 rows += self.rows(name, size, texts, uncompressed)
-        write_table(rows, self.file("quality.csv"))
+        write_results(rows, self.file("quality.json"), UNITS)
 
     def published(self, size: float) -> LiteWhisperForConditionalGeneration:
         """By the published recipe, with the thresholds that give this size."""

@@ -1,7 +1,7 @@
 """
 What number formats cost in word error rate on top of compression, on the miniature in noise.
 
-    python benchmarks/quantization.py [--digits FOLDER] [--ratios 0.2 0.14] [--noise-seeds 5] [--csv FILE]
+    python benchmarks/quantization.py [--digits FOLDER] [--ratios 0.2 0.14] [--noise-seeds 5] [--json FILE]
 
 FOLDER holds calibration/ and test/. The miniature, compressed to shares of its encoder, transcribes the test strings
 with white noise at 8 dB: in fp32, in the inference mode, in bfloat16, and with the encoder's factors and dense
@@ -18,11 +18,13 @@ import torch
 from digits_quality import noisy_test
 from encoder_speed import int8
 from finetuning import MINIATURE, ROOT, compressed
-from quality import write_table
+from record import write_results
 from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.models.folders import load_model
+
+UNITS = {"ratio": "1", "wer": "%", "added": "points", "low": "points", "high": "points"}
 
 
 def with_int8_encoder(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
@@ -40,12 +42,12 @@ FORMATS: dict[str, Callable[[WhisperForConditionalGeneration], WhisperForConditi
 
 
 def main() -> None:
-    """Prints the table and writes it as CSV."""
+    """Prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.14])
     parser.add_argument("--noise-seeds", type=int, default=5)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
 
     test = noisy_test(arguments.digits / "test", arguments.noise_seeds, load_model(str(MINIATURE))[1])
@@ -62,8 +64,8 @@ def main() -> None:
                 row = {"ratio": ratio, "format": name, "wer": 100 * float(errors.sum()) / words.sum()}
                 rows.append({**row, "added": added, "low": low, "high": high})
                 print(f"{ratio}  {name:24}{row['wer']:8.2f} %  added {added:.2f} ({low:.2f} to {high:.2f})", flush=True)
-    if arguments.csv:
-        write_table(rows, arguments.csv)
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS)
 
 
 if __name__ == "__main__":

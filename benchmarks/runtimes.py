@@ -13,7 +13,7 @@ before the clock starts; the order of the contenders rotates. Seconds are median
 faster a contender is than faster-whisper with the stock model in the same precision. "same" counts the transcripts that
 are those of transformers with the same model in fp32, "wer" is the word error rate in per cent, and "points" what it
 is above that of transformers, from "low" to "high" in 95 %. Recordings need transcripts, and --runtimes has to name
-transformers for what is held against it. Writes passes.csv, a row for each pass, runtimes.csv and runtimes.png.
+transformers for what is held against it. Writes passes.json, a row for each pass, runtimes.json and runtimes.png.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from quality import compare_words, write_table
+from quality import compare_words
+from record import write_results
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip, Entry
 from lite_whisper.common.files import temporary_name
@@ -46,6 +47,10 @@ Recognizer = Callable[[np.ndarray], str]
 WARM_UP = 2  # clips
 LONGEST_WARM_UP = 60  # seconds of a clip
 BATCH = 8  # pieces of a long recording
+UNITS = {
+    **{"repetition": "1", "seconds": "s", "seconds of audio a second": "s/s", "times": "times", "wer": "%"},
+    **{"points": "points", "low": "points", "high": "points", "same": "clips"},
+}
 
 
 def in_transformers(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
@@ -272,7 +277,7 @@ def main() -> None:
                 seconds, texts[contender] = work.result()
             passes.append({"runtime": runtime, "model": model, "repetition": repetition, "seconds": seconds})
             print(f"{runtime}, {model}: {seconds:.1f} s", flush=True)
-    write_table(passes, arguments.output / "passes.csv")
+    write_results(passes, arguments.output / "passes.json", UNITS)
     report(contenders, passes, texts, arguments)
 
 
@@ -302,7 +307,7 @@ def report(
             "model": model,
             "seconds": round(seconds, 2),
             "seconds of audio a second": round(audio / seconds, 2),
-            "times": round(baseline / seconds, 2) if baseline else "",
+            "times": round(baseline / seconds, 2) if baseline else None,
             "wer": round(words.rate, 2),
         }
         if theirs:
@@ -311,7 +316,7 @@ def report(
             row["same"] = sum(one == other for one, other in zip(found, theirs, strict=True))
         print(" | ".join(map(str, row.values())))
         rows.append(row)
-    write_table(rows, arguments.output / "runtimes.csv")
+    write_results(rows, arguments.output / "runtimes.json", UNITS)
     plot(rows, arguments.output / "runtimes.png")
 
 

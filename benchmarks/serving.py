@@ -3,6 +3,7 @@ Latency, throughput and memory of `lite-whisper serve` under many requests at on
 
     python benchmarks/serving.py [--clients 200] [--rounds 3] [--queue 200] [--batch-size 8] [--threads 2]
         [--model examples/whisper-digits] [--recordings examples/digits/test] [--language en] [--device cpu]
+        [--json FILE]
 
 The server is a process of its own. First every recording is posted by itself. In every round so many clients (of
 OpenAI's Python client, in one process) then post a recording at the same time, in turn those of the folder. Latency is
@@ -22,11 +23,16 @@ from pathlib import Path
 
 import openai
 import psutil
+from record import write_results
 
 from lite_whisper.audio import AudioDataset
 
 ROOT = Path(__file__).parents[1]
 TRIES = 100  # of a client that is told to come again
+UNITS = {
+    **{"round": "1", "clients": "1", "lost": "requests", "differ": "requests", "p50": "s", "p95": "s"},
+    **{"requests a second": "1/s", "resident": "MB", "one by one, median": "s", "resident before": "MB"},
+}
 
 
 async def posted(client: openai.AsyncOpenAI, file: Path, language: str) -> tuple[str, float]:
@@ -36,14 +42,20 @@ async def posted(client: openai.AsyncOpenAI, file: Path, language: str) -> tuple
     return answer.text, time.perf_counter() - start
 
 
-async def measure(url: str, files: list[Path], server: psutil.Process, arguments: argparse.Namespace) -> None:
-    """Prints a line for each round."""
+async def measure(
+    url: str, files: list[Path], server: psutil.Process, arguments: argparse.Namespace
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Prints a line for each round; returns the rows, and what was measured before the first."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=TRIES, timeout=3600) as client:
         distinct = list(dict.fromkeys(files))
         alone = {file: await posted(client, file, arguments.language) for file in distinct}
         seconds = [latency for _, latency in alone.values()]
-        print(f"one by one: {len(distinct)} recordings, median {statistics.median(seconds):.3f} s")
-        print(f"resident memory before: {server.memory_info().rss / 1e6:.0f} MB", flush=True)
+        before = {
+            "one by one, median": statistics.median(seconds),
+            "resident before": server.memory_info().rss / 1e6,
+        }
+        print("  ".join(f"{name} {value:.3f}" for name, value in before.items()), flush=True)
+        rows = []
         for number in range(1, arguments.rounds + 1):
             start = time.perf_counter()
             requests = (posted(client, file, arguments.language) for file in files)
@@ -57,12 +69,16 @@ async def measure(url: str, files: list[Path], server: psutil.Process, arguments
             )
             latencies = sorted(latency for _, latency in answered)
             p50, p95 = (latencies[int(share * (len(latencies) - 1))] for share in (0.5, 0.95))
-            print(
-                f"round {number}: {len(files)} at once, {len(files) - len(answered)} lost, {differ} differ, "
-                f"p50 {p50:.2f} s, p95 {p95:.2f} s, {len(files) / took:.1f} requests/s, "
-                f"resident {server.memory_info().rss / 1e6:.0f} MB",
-                flush=True,
-            )
+            row: dict[str, float] = {
+                "round": number,
+                "clients": len(files),
+                "lost": len(files) - len(answered),
+                "differ": differ,
+            }
+            row |= {"p50": p50, "p95": p95, "requests a second": len(files) / took}
+            rows.append({**row, "resident": server.memory_info().rss / 1e6})
+            print("  ".join(f"{name} {value:.5g}" for name, value in rows[-1].items()), flush=True)
+    return rows, before
 
 
 def main() -> None:
@@ -77,6 +93,7 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, default=ROOT / "examples/digits/test")
     parser.add_argument("--language", default="en")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     originals = [Path(entry.location) for entry in AudioDataset([str(arguments.recordings)]).entries()]
     files = [originals[index % len(originals)] for index in range(arguments.clients)]
@@ -89,10 +106,12 @@ def main() -> None:
             said = process.stdout.readline()
             print(said, end="", flush=True)
             url = said.partition(" at ")[2].partition(";")[0]
-            asyncio.run(measure(url, files, psutil.Process(process.pid), arguments))
+            rows, before = asyncio.run(measure(url, files, psutil.Process(process.pid), arguments))
         finally:
             process.terminate()
     print(f"the server ended with {process.returncode}")
+    if arguments.json:
+        write_results(rows, arguments.json, UNITS, before)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ faster-whisper calls, it runs the reference too, in fp32 and in int8. SET is a f
 are cut from it, one after the other. Every repetition runs every contender at every length once, in an order that
 rotates; times are medians over repetitions of the seconds for one clip, in fp32 on the CPU, log-mel features left out.
 "whole" is the greedy transcription without timestamps, by transformers into as many tokens as the reference writes of
-its own accord, so that what a model says does not count. Writes short_audio.csv and short_audio.png.
+its own accord, so that what a model says does not count. Writes short_audio.json and short_audio.png.
 """
 
 import argparse
@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 from matplotlib import pyplot
-from quality import write_table
+from record import write_results
 from tqdm import tqdm
 from transformers import WhisperProcessor
 
@@ -37,6 +37,10 @@ from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGenerati
 from lite_whisper.models.folders import load_model
 
 PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+UNITS = {
+    **{"length": "s", "encoder": "s", "encoder, times as fast": "times", "whole": "s", "whole, times as fast": "times"},
+    "saved, % of the encoder's": "%",
+}
 
 Batch = tuple[torch.Tensor, int | None]
 """Features of shape `(batch, mel_bins, mel_frames)`, and how many tokens are written, if that is fixed."""
@@ -74,7 +78,7 @@ def main() -> None:
         contenders |= ctranslate2_contenders(reference, processor, Path(work), arguments.threads)
         rows = measured(contenders, batches, arguments.repetitions)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_table(rows, arguments.output / "short_audio.csv")
+    write_results(rows, arguments.output / "short_audio.json", UNITS)
     draw(rows, arguments.output / "short_audio.png")
 
 
@@ -170,7 +174,7 @@ def measured(
                 for part in ("encoder", "whole")
             }
             row["saved, % of the encoder's"] = (
-                round(100 * saved["whole"] / saved["encoder"]) if name != names[0] else ""
+                round(100 * saved["whole"] / saved["encoder"]) if name != names[0] else None
             )
             rows.append(row)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

@@ -9,7 +9,7 @@ is timed inside a whole pass, with the device idle at both ends of it, so the pa
 milliseconds per pass. "rest" is what lies between the parts: residual sums, copies, Python. In the inference mode the
 first factors of q, k and v are one product, "q, k, v first", and GELU is part of fc1's. Then a transcription of 60
 tokens: log-mel features, encoder, the decoder's first step with the keys and values of its cross-attention, its other
-steps, and what `generate()` does beside them. Writes time_breakdown.csv and time_breakdown.png.
+steps, and what `generate()` does beside them. Writes time_breakdown.json and time_breakdown.png.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from encoder_speed import (
     whisper_arguments,
 )
 from matplotlib import pyplot
-from quality import write_table
+from record import write_results
 from torch import nn
 from tqdm import tqdm
 from transformers import WhisperConfig, WhisperFeatureExtractor
@@ -185,10 +185,15 @@ def table(of_encoders: dict[str, Times], title: str) -> list[dict[str, Any]]:
     return [{"measure": title, **row} for row in rows]
 
 
+def milliseconds(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The units of what `table` returns."""
+    return dict.fromkeys((key for key in rows[0] if key not in ("measure", "part")), "ms")
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the parts of each encoder on top of one another, a panel for each measure."""
     titles = list(dict.fromkeys(row["measure"] for row in rows))
-    encoders = [key for key in rows[0] if key not in ("measure", "part")]
+    encoders = list(milliseconds(rows))
     figure, grid = pyplot.subplots(len(titles), squeeze=False, figsize=(8, 4 * len(titles)), layout="constrained")
     for title, axes in zip(titles, grid[:, 0], strict=True):
         bottom = np.zeros(len(encoders))
@@ -249,7 +254,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for shape, size in itertools.product(arguments.shapes, arguments.sizes):
         rows += breakdown(shape, size, arguments)
-        write_table(rows, arguments.output / "time_breakdown.csv")
+        write_results(rows, arguments.output / "time_breakdown.json", milliseconds(rows))
         plot(rows, arguments.output / "time_breakdown.png")
 
 

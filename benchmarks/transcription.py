@@ -10,7 +10,7 @@ file, the pipeline over a generator of the files in batches of its own, and `tra
 lines to disk); all with the same stock model, reading and options. Every pass has a process of its own, which loads
 the model and transcribes a few files before the clock starts, and the order of the contenders rotates. Seconds are
 medians over repetitions; resident memory is before the first file, after the last and at the most, medians too.
-"differ" counts files whose text is another than with one call for each. Writes transcription.csv, a row for each pass.
+"differ" counts files whose text is another than with one call for each. Writes transcription.json, a row for each pass.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 import soundfile
 import torch
-from quality import write_table
+from record import write_results
 from transformers import pipeline
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, decode
@@ -42,6 +42,7 @@ OPTIONS: dict[str, Any] = {
 }
 ONE_CALL, GENERATOR, OURS = "one call for each file", "pipeline over a generator", "transcribe_recordings"
 WARM_UP = 16  # files
+UNITS = {"batch size": "files", "repetition": "1", "seconds": "s", "before": "B", "after": "B", "peak": "B"}
 
 
 def inputs(files: list[Path]) -> Iterator[dict[str, Any]]:
@@ -120,7 +121,7 @@ def main() -> None:
                 texts.setdefault((contender, batch_size), found)
                 rows.append({"contender": contender, "batch size": batch_size, "repetition": repetition, **figures})
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_table(rows, arguments.output / "transcription.csv")
+    write_results(rows, arguments.output / "transcription.json", UNITS)
     baseline = 0.0
     for contender, batch_size in contenders:
         passes = [row for row in rows if (row["contender"], row["batch size"]) == (contender, batch_size)]

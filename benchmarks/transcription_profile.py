@@ -10,7 +10,7 @@ model by transformers in fp32 and, compressed, in int8, and by CTranslate2 in bo
 batches are of like length. Each part is timed inside whole transcriptions, so parts add up; medians of milliseconds for
 a clip. Of CTranslate2's decoder the first step, with keys and values of the cross-attention, is a call of its own for
 one token, and "other steps" are what a whole call takes longer. The first pass warms up. Writes
-transcription_profile.csv and transcription_profile.png, a panel for each batch size.
+transcription_profile.json and transcription_profile.png, a panel for each batch size.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 import transformers
-from quality import write_table
-from time_breakdown import Stopwatch, Times, medians, plot, table
+from record import write_results
+from time_breakdown import Stopwatch, Times, medians, milliseconds, plot, table
 from tqdm import tqdm
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
@@ -140,7 +140,7 @@ def main() -> None:
                     measured[name].append(parts)
         title = f"{len(clips)} clips of {length:.1f} s in the mean, batch size {batch_size}"
         rows += table({name: medians(of_one) for name, of_one in measured.items()}, title)
-        write_table(rows, arguments.output / "transcription_profile.csv")
+        write_results(rows, arguments.output / "transcription_profile.json", milliseconds(rows))
         plot(rows, arguments.output / "transcription_profile.png")
 
 
