@@ -43,7 +43,11 @@ PACKAGES = (
 
 
 def write_results(
-    rows: list[dict[str, Any]], path: Path, units: dict[str, str], figures: dict[str, float] | None = None
+    rows: list[dict[str, Any]],
+    path: Path,
+    units: dict[str, str],
+    figures: dict[str, float] | None = None,
+    how: str | None = None,
 ) -> None:
     """
     Writes rows, and figures that belong to none, with all that is needed to measure them again.
@@ -53,9 +57,10 @@ def write_results(
         path (`Path`): the JSON.
         units (`dict[str, str]`): of every column and figure that holds numbers.
         figures (`dict[str, float]`, *optional*): by their names.
+        how (`str`, *optional*): the command by which they are measured again; that which runs by default.
     """
     results = {
-        "command": command(),
+        "command": how or command(),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),

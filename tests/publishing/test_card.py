@@ -97,6 +97,25 @@ def test_the_figures_of_the_card_are_those_of_the_manifests(lite: Path, manifest
     assert not any(u.reference in written or u.prediction in written for e in evaluations for u in e.utterances)
 
 
+def test_cards_of_finished_models(original: Path, manifests: list[Path], tmp_path: Path, monkeypatch) -> None:
+    """What `benchmarks/cards.py` writes: the card with its figures, and where these come from."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cards
+
+    monkeypatch.setattr(cards, "CARDS", tmp_path)
+    monkeypatch.setattr(cards, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cards.py", str(original), "--manifests", *map(str, manifests)])
+    (tmp_path / "lite-digits").mkdir()
+    cards.main()
+    results = json.loads((tmp_path / "cards-whisper-digits.json").read_text())
+    assert results["rows"] == json.loads((tmp_path / "lite-digits/evaluation.json").read_text())["results"]
+    rates = [f"{row['wer']:.2f}" for row in results["rows"] if row["dataset"] == "digits"]
+    assert f"| digits | {' | '.join(rates)} |" in (tmp_path / "lite-digits/README.md").read_text()
+    models, _, others = results["command"].partition(" --dataset ")
+    assert models == "lite-whisper evaluate whisper-digits lite-digits"
+    assert {"digits", "other:config:split", "--normalizer", "basic"} < set(others.split())
+
+
 class Published:
     """What the Hub would say."""
 

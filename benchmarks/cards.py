@@ -1,0 +1,64 @@
+"""
+Takes what is known of finished models into their cards in `model_cards/`.
+
+    python benchmarks/cards.py FOLDER... --manifests MANIFEST...
+
+FOLDER is a model as `lite-whisper convert` or `family` has written it, called as its card is. A MANIFEST is one that
+`lite-whisper evaluate` has written, those of the base model first, of every FOLDER at least one. `compression.json`,
+`evaluation.json` and the card are written into `model_cards/`, and all figures with what they were measured by into
+`benchmarks/results/cards-BASE.json`.
+"""
+
+import argparse
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, write_results
+
+from lite_whisper.evaluation.report import score
+from lite_whisper.models.compression_json import COMPRESSION
+from lite_whisper.models.folders import fingerprint, load_compressed_model
+from lite_whisper.publishing.card import write_card, write_evaluation
+
+CARDS = ROOT / "model_cards"
+RESULTS = ROOT / "benchmarks/results"
+UNITS = {
+    **{"wer": "%", "cer": "%", "substitutions": "words", "deletions": "words", "insertions": "words", "words": "words"},
+    **{"rtfx": "s/s", "encoder_seconds": "s", "decoder_seconds": "s", "peak_memory": "B", "retried": "utterances"},
+}
+
+
+def evaluation_command(settings: list[dict[str, Any]]) -> str:
+    """The command that measures again what manifests with these settings hold."""
+    models, sets = (list(dict.fromkeys(each[name] for each in settings)) for name in ("model", "dataset"))
+    words = ["lite-whisper", "evaluate", *models, "--dataset", *sets]
+    for name in ("device", "dtype", "batch_size", "normalizer"):
+        words += [f"--{name.replace('_', '-')}", str(settings[0][name])]
+    if language := settings[0]["generation"]["language"]:
+        words += ["--language", language]
+    return shlex.join(words)
+
+
+def main() -> None:
+    """Writes cards and results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="MANIFEST")
+    arguments = parser.parse_args()
+    evaluations = score(arguments.manifests)
+    for folder in arguments.folders:
+        card = CARDS / folder.name
+        shutil.copyfile(folder / COMPRESSION, card / COMPRESSION)
+        write_evaluation(card, arguments.manifests, fingerprint(load_compressed_model(str(folder))[0]))
+        write_card(card, card.name)
+    settings = [evaluation.settings for evaluation in evaluations]
+    rows = [asdict(evaluation.result) for evaluation in evaluations]
+    base = settings[0]["base_model"].split("/")[-1]
+    write_results(rows, RESULTS / f"cards-{base}.json", UNITS, how=evaluation_command(settings))
+
+
+if __name__ == "__main__":
+    main()
