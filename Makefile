@@ -1,8 +1,8 @@
 # `make demo` shows the whole program on the bundled miniature. `make check` takes less than three minutes, `make test`
 # less than twenty; `make test-long` kills many runs and starts several processes. `make docs` builds the site.
 # `make bench` measures error rates and speed, `make real` the recipes on a real Whisper, `make cards` renders model_cards/
-# anew. `make browser-test` needs Node and Chromium, `make vllm-test` runs the plugin in a vLLM for CPUs. Each makes the
-# environments that it needs.
+# anew, `make results` the tables of the documents. `make browser-test` needs Node and Chromium, `make vllm-test` runs the
+# plugin in a vLLM for CPUs. Each makes the environments that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
@@ -19,7 +19,7 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py tests/hub_files/test_weights.py
 COMMANDS := tests/docs/test_commands.py
 
-.PHONY: demo check test browser-test vllm-test docs wheel bench real cards lint test-rest test-commands test-long
+.PHONY: demo check test browser-test vllm-test docs wheel bench real cards results lint test-rest test-commands test-long
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
@@ -140,3 +140,6 @@ real: .venv/installed
 
 cards: .venv/installed
 	$(BIN)/python model_cards/render.py
+
+results:
+	$(PYTHON) benchmarks/render.py
