@@ -101,7 +101,7 @@ def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[
         runs: dict[str, Run] = {}
         for name, form in forms.items():
             inference_lite_whisper.choose_reduction = lambda *_, form=form: form
-            runs[name] = partial(InferenceLayer(layer, (), POSITIONS).attention, layer, x)
+            runs[name] = partial(InferenceLayer(layer, (), POSITIONS).attention, layer, x, None)
         inference_lite_whisper.choose_reduction = choose_reduction
         products = {name: product(projection) for name, projection in projections(layer).items()}
         chosen = choose_reduction(products, layer.self_attn.num_heads, POSITIONS)
