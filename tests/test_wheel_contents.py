@@ -1,8 +1,9 @@
-"""What the wheel holds: the package as it is tracked, nothing that was deleted, nothing that builds it."""
+"""What a release holds: the package as it is tracked, nothing that was deleted, nothing that builds it."""
 
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -24,26 +25,47 @@ def package_files(names: list[str]) -> set[str]:
     return {COMMANDS, *(f"lite_whisper/{name}" for name in modules if "/" not in name or name.split("/")[0] in folders)}
 
 
-def built(tree: Path, folder: Path) -> set[str]:
+def copied(folder: Path) -> Path:
+    """What is tracked, as it is now, in a folder of its own."""
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def built(tree: Path, folder: Path) -> dict[str, bytes]:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", folder, tree], check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        return set(archive.namelist())
+    return contents(next(folder.glob("*.whl")))
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_what_is_tracked_now(tmp_path: Path) -> None:
-    tree, names = tmp_path / "lite-whisper", tracked()
-    for name in names:
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
+    tree = copied(tmp_path / "lite-whisper")
     for name in ("deleted.py", "common/deleted.py"):
         (tree / name).write_text("")
     first = built(tree, tmp_path / "first")
-    assert {"lite_whisper/deleted.py", "lite_whisper/common/deleted.py"} <= first
+    assert {"lite_whisper/deleted.py", "lite_whisper/common/deleted.py"} <= first.keys()
     for name in ("deleted.py", "common/deleted.py"):
         (tree / name).unlink()
     second = built(tree, tmp_path / "second")
-    assert {name for name in second if name.endswith(".py")} == package_files(names)
-    assert "lite_whisper/publishing/card_template.md" in second
+    data = {"lite_whisper/publishing/card_template.md", "lite_whisper/py.typed"}
+    assert {name for name in second if ".dist-info/" not in name} == package_files(tracked()) | data
+
+
+@pytest.mark.long
+def test_the_source_distribution_gives_the_same_wheel_and_the_registry_takes_both(tmp_path: Path) -> None:
+    tree, folder = copied(tmp_path / "lite-whisper"), tmp_path / "dist"
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, tree], check=True)
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    assert contents(wheel) == built(tree, tmp_path / "wheel")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
+    assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks", "docs"))]
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel, source], check=True)

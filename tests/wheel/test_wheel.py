@@ -7,20 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from documents import ROOT, steps
 
-ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv-wheel/bin"
 EXAMPLES = ROOT / "examples"
 HUB_FILES = {f"{part}_lite_whisper.py" for part in ("configuration", "inference", "kernels", "modeling")}
-TRANSCRIBE = """
-import sys
-import soundfile
-from transformers import pipeline
-recognizer = pipeline("automatic-speech-recognition", model=sys.argv[1], trust_remote_code=True)
-samples, _ = soundfile.read(sys.argv[2])
-print(recognizer(samples, generate_kwargs={"language": "en", "task": "transcribe", "num_beams": 1})["text"])
-assert "lite_whisper" not in sys.modules
-"""
+OF_THE_README = next(step.text for step in steps() if step.page == "README.md" and step.language == "python")
 
 
 @pytest.fixture
@@ -53,7 +45,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     sources = [path for folder in floors for path in folder.glob("*") if path.suffix in (".py", ".md")]
     expected = {f"lite_whisper/{path.relative_to(ROOT)}" for path in sources}
     expected |= {f"lite_whisper/{name}" for name in (*HUB_FILES, "__init__.py", "__main__.py", "convert.py")}
-    assert set(names) == expected | {"lite_whisper_commands.py"}
+    assert set(names) == expected | {"lite_whisper/py.typed", "lite_whisper_commands.py"}
 
 
 def test_help_and_the_miniature_that_is_not_there(empty: Path) -> None:
@@ -63,15 +55,18 @@ def test_help_and_the_miniature_that_is_not_there(empty: Path) -> None:
     assert list(empty.iterdir()) == []
 
 
-def test_a_conversion_and_the_pipeline_by_remote_code(empty: Path) -> None:
+def test_a_conversion_and_the_program_of_the_readme(empty: Path) -> None:
     shutil.copytree(EXAMPLES / "whisper-digits", empty / "whisper-digits")
     (empty / "speech").mkdir()
     for path in sorted((EXAMPLES / "digits/calibration").glob("*.flac"))[:4]:
         shutil.copy(path, empty / "speech")
     options = ["--model", "whisper-digits", "--dataset", "speech", "--num-samples", 4, "--recipe", "liteasr"]
-    assert "written to lite" in run(empty, "convert", *options, "--output", "lite")
-    assert {path.name for path in (empty / "lite").glob("*.py")} == HUB_FILES
-    row = (EXAMPLES / "digits/test/metadata.csv").read_text().splitlines()[1]
-    name, wanted = row.split(",")[:2]
-    said = run(empty, "-c", TRANSCRIBE, "lite", EXAMPLES / "digits/test" / name, program="python")
+    lite = "build/lite-whisper-digits"
+    assert f"written to {lite}" in run(empty, "convert", *options, "--output", lite)
+    assert {path.name for path in (empty / lite).glob("*.py")} == HUB_FILES
+    name, wanted = (EXAMPLES / "digits/test/metadata.csv").read_text().splitlines()[1].split(",")[:2]
+    (empty / "examples/digits/test").mkdir(parents=True)
+    shutil.copy(EXAMPLES / "digits/test" / name, empty / "examples/digits/test")
+    program = f"{OF_THE_README}\nimport sys\nassert 'lite_whisper' not in sys.modules  # what the model brought, ran"
+    said = run(empty, "-c", program, program="python")
     assert len(set(said.split()) & set(wanted.split())) >= 0.7 * len(set(wanted.split()))
