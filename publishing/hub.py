@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
@@ -41,7 +41,8 @@ class PublishError(OSError):
     """The Hub did not take a model; the message says why and what to do, and the repository is as it was."""
 
 
-class Destination(NamedTuple):
+@dataclass(frozen=True)
+class Destination:
     """
     Where a model goes.
 

@@ -1,6 +1,7 @@
 """What the pages promise that is not a command: their length, their links, a line for every file."""
 
 import re
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -49,6 +50,11 @@ def test_every_file_of_the_package_has_a_line() -> None:
     names = {str(path.relative_to(ROOT)) for path in files} | {"convert.py", "__main__.py", *HUB_FILES}
     assert len(listed) == len(set(listed))
     assert set(listed) == names
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    numbers = re.findall(r"^## (\d\S*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert numbers[0] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_the_hub_files_are_as_short_as_the_pages_say() -> None:
