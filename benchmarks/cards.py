@@ -31,8 +31,16 @@ UNITS = {
 }
 
 
+def evaluation_commands(settings: list[dict[str, Any]]) -> str:
+    """The commands that measure again what manifests with these settings hold: one for each language."""
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    for each in settings:
+        by_language.setdefault(each["generation"]["language"] or "", []).append(each)
+    return " && ".join(evaluation_command(each) for each in by_language.values())
+
+
 def evaluation_command(settings: list[dict[str, Any]]) -> str:
-    """The command that measures again what manifests with these settings hold."""
+    """The command for manifests in one language."""
     models, sets = (list(dict.fromkeys(each[name] for each in settings)) for name in ("model", "dataset"))
     words = ["lite-whisper", "evaluate", *models, "--dataset", *sets]
     for name in ("device", "dtype", "batch_size", "normalizer"):
@@ -57,7 +65,7 @@ def main() -> None:
     settings = [evaluation.settings for evaluation in evaluations]
     rows = [asdict(evaluation.result) for evaluation in evaluations]
     base = settings[0]["base_model"].split("/")[-1]
-    write_results(rows, RESULTS / f"cards-{base}.json", UNITS, how=evaluation_command(settings))
+    write_results(rows, RESULTS / f"cards-{base}.json", UNITS, how=evaluation_commands(settings))
 
 
 if __name__ == "__main__":

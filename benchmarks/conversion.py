@@ -72,7 +72,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     model = random_model(shape, getattr(torch, arguments.dtype))
     print(f"model: {model.dtype.itemsize * model.num_parameters() / 1e9:.1f} GB", flush=True)
     batches = list(torch.randn(arguments.windows, model.config.num_mel_bins, 3000).split(arguments.batch_size))
-    row: dict[str, Any] = {"shape": shape, "windows": arguments.windows, "peak": 0.0}
+    row: dict[str, Any] = {"shape": shape, "dtype": arguments.dtype, "windows": arguments.windows, "peak": 0.0}
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[type, str]] = {
     "upgraded_from": (str, "text"),
     "low_rank_config": (list, "list"),
     "constant_padding": (bool, "true or false"),
+    "expected": (dict, "object"),  # of a model that is still to be made: what its conversion takes
     **dict.fromkeys(("recipe", "calibration", "recovery", "evaluation", "before", "after"), (dict, "object")),
 }
 """What each entry is, in Python and in the words of JSON."""
