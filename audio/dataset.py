@@ -7,8 +7,9 @@ from functools import partial
 
 from ..common.errors import InputError
 from ..common.processes import num_processes, shard
+from .calls import call_entries, in_chunks
 from .clips import Clip, Entry
-from .sources import PART, _Part, _source_parts, _transcript
+from .sources import PART, _FindText, _Part, _source_parts, _transcript
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class AudioDataset:
     ) -> None:
         self.skipped: list[str] = []
         find_text = partial(_transcript, column=text_column, needed=need_text)
-        self._sources = [_source_parts(source, seed, find_text) for source in sources]
+        self._sources = [_parts(source, seed, find_text) for source in sources]
         self._names = ", ".join(sources)
 
     def entries(self) -> Iterator[Entry]:
@@ -99,6 +100,14 @@ class AudioDataset:
                 else f"{self._names} holds no clips; name a dataset with audio",
                 setting="dataset",
             )
+
+
+def _parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
+    """The entries of a source, in parts of which one can be read without the others."""
+    if in_chunks(source):
+        entries = call_entries(source, seed, find_text)
+        return [lambda: iter(entries)]
+    return _source_parts(source, seed, find_text)
 
 
 def _chunks(part: _Part, size: int, number: int) -> Iterator[list[tuple[int, Entry]]]:

@@ -137,7 +137,8 @@ def _check_reachable(name: str) -> None:
         pass
 
 
-def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
+def _open_stream(source: str) -> tuple[datasets.DatasetBuilder, datasets.IterableDataset, str | None]:
+    """A Hub dataset, its rows with audio as it is stored, and the column that holds the audio, where there is one."""
     name, config, split = (*source.split(":"), "", "")[:3]
     _check_reachable(name)
     try:
@@ -154,15 +155,20 @@ def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Par
         ) from error
     features = stream.features or stream._resolve_features().features or {}
     column = next((column for column, feature in features.items() if isinstance(feature, datasets.Audio)), None)
+    return builder, stream.cast_column(column, _StoredAudio(decode=False)) if column else stream, column
+
+
+def _hub_parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
+    builder, stream, column = _open_stream(source)
     if column is None:
-        raise InputError(f"{source} has no audio column; its columns are {', '.join(features)}", setting="dataset")
-    stream = stream.cast_column(column, _StoredAudio(decode=False))
+        columns = ", ".join(stream._resolve_features().features or {})
+        raise InputError(f"{source} has no audio column; its columns are {columns}", setting="dataset")
 
     def entries(rows: datasets.IterableDataset, start: int) -> Iterator[Entry]:
         for index, row in enumerate(_rows(rows, source), start):
             audio = row[column] or {}
             name = audio.get("path") or f"{source} row {index}"
-            yield Entry(name, partial(_stored_audio, audio, builder.repo_id or name), find_text(row, source), name)
+            yield Entry(name, partial(_stored_audio, audio, builder.repo_id or ""), find_text(row, source), name)
 
     if seed is not None:
         return [partial(entries, stream.shuffle(seed=seed, buffer_size=100), 0)]

@@ -4,32 +4,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.errors import InputError
 from ..common.files import check_output_file
 from ..common.processes import is_main_process
 from ..evaluation.comparison import EvaluationSettings, evaluate_models
 from ..evaluation.decoding import Decoding
+from ..evaluation.leaderboard import LANGUAGES, SETS
 from ..evaluation.robustness import Row, robustness
-from ..evaluation.word_error_rate import NORMALIZERS
+from ..evaluation.word_error_rate import NORMALIZERS, check_scoring
 from . import exit_codes
 from .options import add_computing, add_decoding, positive
-from .score import report
-
-ESB = "hf-audio/esb-datasets-test-only-sorted"
-SETS = {
-    "esb": [
-        f"{ESB}:{name}"
-        for name in (
-            "voxpopuli:test",
-            "ami:test",
-            "earnings22:test",
-            "gigaspeech:test",
-            "librispeech:test.clean",
-            "librispeech:test.other",
-            "spgispeech:test",
-            "tedlium:test",
-        )
-    ]
-}
+from .score import add_scoring, report
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -46,7 +31,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         action="extend",
         required=True,
         help="audio with transcripts: folders with metadata.csv, Hub datasets as org/name[:config[:split]], "
-        "or esb, the eight sets of the Open ASR leaderboard",
+        f"or sets of the Open ASR leaderboard: {', '.join(SETS)}",
     )
     parser.add_argument("--text-column", help="of the transcripts, where it has none of the usual names")
     add_decoding(parser)
@@ -55,6 +40,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         choices=NORMALIZERS,
         help="of the texts (default english, or basic where --language names another)",
     )
+    add_scoring(parser)
     parser.add_argument("--num-samples", type=positive, help="clips of each set (default all)")
     add_computing(parser, batch_size=8)
     parser.add_argument(
@@ -71,6 +57,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
     """The settings that the arguments make up, with the names of sets filled in."""
+    for language in LANGUAGES:
+        if f"leaderboard-{language}" in arguments.dataset and arguments.language != language:
+            raise InputError(f"leaderboard-{language} is of one language: {language}", setting="language")
     english = arguments.language in (None, "en")
     return EvaluationSettings(
         models=arguments.models,
@@ -89,11 +78,12 @@ def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates the models, then reports."""
     settings = settings_from(arguments)
+    check_scoring(arguments.scoring)
     if arguments.json:
         check_output_file(arguments.json, "json")
     manifests = evaluate_models(settings)
     if is_main_process():
-        report(manifests, arguments.json)
+        report(manifests, arguments.json, arguments.scoring)
         if arguments.robustness:
             print_robustness(robustness(settings))
 

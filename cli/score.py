@@ -6,14 +6,15 @@ from pathlib import Path
 
 from ..common.files import check_output_file
 from ..evaluation.report import Evaluation, differences, score, write_json, write_summary
+from ..evaluation.word_error_rate import SCORINGS
 from . import exit_codes
 
 
-def report(manifests: Sequence[Path], json_file: Path | None) -> None:
+def report(manifests: Sequence[Path], json_file: Path | None, scoring: str) -> None:
     """Prints what manifests say and writes tables and plots beside the first."""
     if json_file:
         check_output_file(json_file, "json")
-    evaluations = score(manifests)
+    evaluations = score(manifests, scoring)
     print_report(evaluations)
     folder = manifests[0].parent
     write_summary(evaluations, folder)
@@ -33,6 +34,7 @@ def print_report(evaluations: Sequence[Evaluation]) -> None:
             f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
             f"{r.insertions:7}{r.rtfx:9.1f}"
         )
+    print(f"words are scored {SCORINGS[evaluations[0].result.scoring]}")
     for evaluation in evaluations:
         if retried := evaluation.result.retried:
             r = evaluation.result
@@ -45,11 +47,20 @@ def print_report(evaluations: Sequence[Evaluation]) -> None:
         )
 
 
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Adds `--scoring`."""
+    ways = "; ".join(f"{name}: {how}" for name, how in SCORINGS.items())
+    parser.add_argument(
+        "--scoring", choices=SCORINGS, default="plain", help=f"how word errors are counted (default plain), {ways}"
+    )
+
+
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper score`."""
     parser = argparse.ArgumentParser(prog=program, description="Compute every figure again from manifests.")
     parser.add_argument("manifests", nargs="+", type=Path, help="files that lite-whisper evaluate has written")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add_scoring(parser)
     return parser
 
 
@@ -57,4 +68,4 @@ def main(argv: Sequence[str] | None = None, program: str = "lite-whisper score")
     """Runs `lite-whisper score`; returns the exit code."""
     parser = build_parser(program)
     arguments = parser.parse_args(argv)
-    return exit_codes.run(parser, lambda: report(arguments.manifests, arguments.json))
+    return exit_codes.run(parser, lambda: report(arguments.manifests, arguments.json, arguments.scoring))

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset
+from ..audio.calls import in_chunks
 from ..common.errors import InputError
 from ..common.files import check_same
 from ..common.memory import PeakMemory
@@ -79,6 +81,11 @@ def evaluate_models(settings: EvaluationSettings) -> list[Path]:
     for kind, called in (("models", settings.names), ("datasets", sets)):
         if len(set(called)) < len(called):
             raise InputError(f"two of the {kind} are called {max(called, key=called.count)}; rename the folder of one")
+    if settings.num_samples and (calls := next(filter(in_chunks, settings.dataset), None)):
+        raise InputError(
+            f"{calls} is scored by whole calls, of which some of its clips are only a part; take all, or other sets",
+            setting="num_samples",
+        )
     device = join(settings.device)
     return [path for name in settings.models for path in _evaluate_model(settings, name, device)]
 
@@ -138,7 +145,8 @@ def _evaluate_set(
             check_same(kept, decisive, path, f"both it and {settings_path(path).name}")
             peak = kept.get("peak_memory") or 0
         write_settings(path, made_with)
-    normalize = text_normalizer(settings.normalizer, processor.tokenizer)
+    # All chunks of a call have the reference of the call, which may be that of an hour.
+    normalize = lru_cache(maxsize=16)(text_normalizer(settings.normalizer, processor.tokenizer))
     try:
         with PeakMemory(model.device) as memory:
             left_out = evaluate(

@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ..common.journal import append, drop_torn_line
 from ..common.processes import all_gather, broadcast, is_main_process
 from ..common.timing import now
 from .decoding import GREEDY, Decoding, timed_encoder, transcribe_batch, warm_up
-from .manifest import Utterance, read_manifest
+from .manifest import CallChunk, Utterance, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -137,22 +138,25 @@ def _transcribed(
         return
     seconds = now(model.device) - start
     durations = [len(clip.samples) / SAMPLING_RATE for clip in clips]
-    yield [
-        Utterance(
-            index=index,
-            audio_filepath=clip.name,
-            duration=duration,
-            time=seconds * duration / sum(durations),
-            encoder_time=encoder.seconds * duration / sum(durations),
-            decoder_time=(generation - encoder.seconds) * duration / sum(durations),
-            text=normalize(clip.text or ""),
-            pred_text=normalize(text),
-            reference=clip.text or "",
-            prediction=text,
-            retried=place in retried,
+    lines: list[Utterance] = []
+    for place, ((index, clip), duration, text) in enumerate(zip(batch, durations, texts, strict=True)):
+        line = partial(CallChunk, **clip.chunk._asdict()) if clip.chunk else Utterance
+        lines.append(
+            line(
+                index=index,
+                audio_filepath=clip.name,
+                duration=duration,
+                time=seconds * duration / sum(durations),
+                encoder_time=encoder.seconds * duration / sum(durations),
+                decoder_time=(generation - encoder.seconds) * duration / sum(durations),
+                text=normalize(clip.text or ""),
+                pred_text=normalize(text),
+                reference=clip.text or "",
+                prediction=text,
+                retried=place in retried,
+            )
         )
-        for place, ((index, clip), duration, text) in enumerate(zip(batch, durations, texts, strict=True))
-    ]
+    yield lines
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

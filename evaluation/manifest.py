@@ -44,6 +44,20 @@ class Utterance:
     retried: bool = False
 
 
+@dataclass(frozen=True)
+class CallChunk(Utterance):
+    """
+    A line of a manifest that holds one chunk of a call; its reference is that of the whole call.
+
+    Args:
+        parent_id (`str`): the call.
+        chunk_index (`int`): the place in it, from 0.
+    """
+
+    parent_id: str = ""
+    chunk_index: int = 0
+
+
 def manifest_path(folder: Path, model: str, dataset: str) -> Path:
     """Where the manifest of a model and set lies; its name is the one of the Open ASR leaderboard."""
     model, dataset = (name.replace("/", "-").replace(":", "_") for name in (model, dataset))
@@ -66,7 +80,8 @@ def read_manifest(path: Path) -> list[Utterance]:
         try:
             values = json.loads(line)
             retried = {"retried": False}  # in manifests of earlier versions, which know of no second try
-            utterance = Utterance(**{field.name: (retried | values)[field.name] for field in fields(Utterance)})
+            kind = CallChunk if "parent_id" in values else Utterance
+            utterance = kind(**{field.name: (retried | values)[field.name] for field in fields(kind)})
             _check_types(utterance)
             check_line(values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -82,7 +97,8 @@ def read_manifest(path: Path) -> list[Utterance]:
 
 def _check_types(utterance: Utterance) -> None:
     for name, value in asdict(utterance).items():
-        expected = {"index": int, "retried": bool}.get(name, (int, float) if name in NUMBERS else str)
+        whole = {"index": int, "retried": bool, "chunk_index": int}
+        expected = whole.get(name, (int, float) if name in NUMBERS else str)
         if not isinstance(value, expected):
             raise TypeError(f"{name} is {value!r}")
 

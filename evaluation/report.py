@@ -13,10 +13,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..common.errors import InputError
 from ..common.files import temporary_name
-from .manifest import Utterance, read_manifest, read_settings
+from .calls import whole_calls
+from .manifest import CallChunk, Utterance, read_manifest, read_settings
 from .plots import plot_error_by_set, plot_error_by_size
 from .significance import Difference, paired_bootstrap
-from .word_error_rate import error_rates, word_errors
+from .word_error_rate import check_scoring, error_rates, word_errors
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Result:
         decoder_seconds (`float`): time of the decoder.
         peak_memory (`int`, *optional*): bytes; `None` where the run was not finished.
         retried (`int`, *optional*, defaults to 0): utterances that needed a second try with all positions computed.
+        audio_seconds (`float`, *optional*, defaults to 0): how much audio the set holds.
+        scoring (`str`, *optional*, defaults to `"plain"`): how words were counted, one of `SCORINGS`.
     """
 
     model: str
@@ -53,6 +56,8 @@ class Result:
     decoder_seconds: float
     peak_memory: int | None
     retried: int = 0
+    audio_seconds: float = 0.0
+    scoring: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Evaluation:
     Args:
         path (`Path`): of the manifest.
         settings (`dict`): how it was made.
-        utterances (`list[Utterance]`): its lines.
+        utterances (`list[Utterance]`): its lines, of a call in chunks the whole.
         result (`Result`): its figures.
     """
 
@@ -73,19 +78,28 @@ class Evaluation:
     result: Result
 
 
-def score(manifests: Sequence[Path]) -> list[Evaluation]:
+def score(manifests: Sequence[Path], scoring: str = "plain") -> list[Evaluation]:
     """
     Computes every figure from manifests.
 
+    Args:
+        manifests (`Sequence[Path]`): that `evaluate_models` has written.
+        scoring (`str`, *optional*, defaults to `"plain"`): how words are counted, one of `SCORINGS`.
+
     Raises:
-        InputError: a manifest is damaged, empty, or without the file that says how it was made.
+        InputError: a manifest is damaged, empty, without the file that says how it was made, or lacks a part of a call;
+            or what the scoring needs is not installed.
     """
+    check_scoring(scoring)
     evaluations = []
     for path in manifests:
-        utterances, settings = read_manifest(path), read_settings(path)
-        if not utterances:
+        lines, settings = read_manifest(path), read_settings(path)
+        if not lines:
             raise InputError(f"{path} is empty; evaluate again")
-        rates = error_rates([u.text for u in utterances], [u.pred_text for u in utterances])
+        utterances = whole_calls(lines)
+        if any(isinstance(line, CallChunk) for line in lines) and settings.get("skipped") != []:
+            raise InputError(f"{path} lacks chunks of its calls, which are scored as a whole; evaluate to the end")
+        rates = error_rates([u.text for u in utterances], [u.pred_text for u in utterances], scoring)
         result = Result(
             model=settings["model"],
             dataset=settings["dataset"],
@@ -94,7 +108,9 @@ def score(manifests: Sequence[Path]) -> list[Evaluation]:
             encoder_seconds=sum(u.encoder_time for u in utterances),
             decoder_seconds=sum(u.decoder_time for u in utterances),
             peak_memory=settings.get("peak_memory"),
-            retried=sum(u.retried for u in utterances),
+            retried=sum(u.retried for u in lines),
+            audio_seconds=sum(u.duration for u in lines),
+            scoring=scoring,
         )
         evaluations.append(Evaluation(path, settings, utterances, result))
     return evaluations
@@ -111,7 +127,8 @@ def differences(evaluations: Sequence[Evaluation]) -> list[tuple[Result, Result,
         if [(u.index, u.text) for u in base.utterances] != [(u.index, u.text) for u in evaluation.utterances]:
             raise InputError(f"{base.path} and {evaluation.path} hold different utterances; evaluate both to the end")
         errors, base_errors = (
-            np.array([word_errors(u.text, u.pred_text) for u in each.utterances]) for each in (evaluation, base)
+            np.array([word_errors(u.text, u.pred_text, each.result.scoring) for u in each.utterances])
+            for each in (evaluation, base)
         )
         words = np.array([len(u.text.split()) for u in base.utterances])
         found.append((evaluation.result, base.result, paired_bootstrap(errors, base_errors, words)))

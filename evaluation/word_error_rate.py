@@ -1,7 +1,9 @@
-"""Error rates on a whole corpus, with Whisper's own normalizers."""
+"""Error rates on a whole corpus, with Whisper's own normalizers, word by word or with compounds merged."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import datasets
 import evaluate
@@ -12,6 +14,11 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 from ..common.errors import InputError
 
 NORMALIZERS = ("basic", "english", "none")
+SCORINGS = {
+    "plain": "word by word (jiwer)",
+    "compounds": "with compounds merged (kaldialign), as the Open ASR leaderboard scores",
+}
+"""Ways to count word errors: under `compounds` neither "white paper" for "whitepaper" nor the reverse is one."""
 
 
 def text_normalizer(name: str, tokenizer: WhisperTokenizer) -> Callable[[str], str]:
@@ -49,31 +56,53 @@ class ErrorRates:
     words: int
 
 
-def error_rates(references: Sequence[str], predictions: Sequence[str]) -> ErrorRates:
+def check_scoring(scoring: str) -> None:
+    """Raises `InputError` where what a scoring needs is not installed."""
+    if scoring == "compounds" and importlib.util.find_spec("kaldialign") is None:
+        raise InputError("kaldialign is not installed; pip install 'lite-whisper[leaderboard]'", setting="scoring")
+
+
+class WordErrors(NamedTuple):
+    """Words that are others, that are missing, and that were not said."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+
+
+def error_rates(references: Sequence[str], predictions: Sequence[str], scoring: str = "plain") -> ErrorRates:
     """
     Error rates of normalised texts.
+
+    Args:
+        references (`Sequence[str]`): what was said.
+        predictions (`Sequence[str]`): what was recognised.
+        scoring (`str`, *optional*, defaults to `"plain"`): one of `SCORINGS`; characters are always counted plainly.
 
     Raises:
         InputError: no reference has a word.
     """
-    if not any(reference.split() for reference in references):
+    words = sum(len(reference.split()) for reference in references)
+    if not words:
         raise InputError("no reference has a word, so there is no error rate; check the transcripts")
-    words = jiwer.process_words(list(references), list(predictions))
+    errors = _count(references, predictions, scoring)
     characters = jiwer.process_characters(list(references), list(predictions))
-    return ErrorRates(
-        100 * words.wer,
-        100 * characters.cer,
-        words.substitutions,
-        words.deletions,
-        words.insertions,
-        words.hits + words.substitutions + words.deletions,
-    )
+    return ErrorRates(100 * sum(errors) / words, 100 * characters.cer, *errors, words)
 
 
-def word_errors(reference: str, prediction: str) -> int:
-    """Substitutions, deletions and insertions of words in one normalised text."""
-    counts = jiwer.process_words(reference, prediction)
-    return counts.substitutions + counts.deletions + counts.insertions
+def word_errors(reference: str, prediction: str, scoring: str = "plain") -> int:
+    """Substitutions, deletions and insertions of words in one normalised text; for `scoring` see `error_rates`."""
+    return sum(_count([reference], [prediction], scoring))
+
+
+def _count(references: Sequence[str], predictions: Sequence[str], scoring: str) -> WordErrors:
+    if scoring == "plain":
+        counts = jiwer.process_words(list(references), list(predictions))
+        return WordErrors(counts.substitutions, counts.deletions, counts.insertions)
+    from kaldialign import batch_error_rate
+
+    merged = batch_error_rate(map(str.split, references), map(str.split, predictions), merge_compounds=True)
+    return WordErrors(merged["sub"], merged["del"], merged["ins"])
 
 
 def word_error_rate(references: Sequence[str], predictions: Sequence[str], normalize: Callable[[str], str]) -> float:

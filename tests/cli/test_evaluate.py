@@ -9,25 +9,26 @@ import sys
 from pathlib import Path
 
 import jiwer
-import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import yaml
 from hub_stand_in import HubStandIn
+from leaderboard_stand_in import NOT_SCORED, write_calls, write_parquet
+from leaderboard_stand_in import digits as digits_of
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from lite_whisper.audio.calls import CALLS, EARNINGS22
 from lite_whisper.cli import score
-from lite_whisper.cli.evaluate import SETS, build_parser, main, settings_from
+from lite_whisper.cli.evaluate import build_parser, main, settings_from
 from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.evaluation.comparison import EvaluationSettings
-from lite_whisper.evaluation.manifest import read_manifest
+from lite_whisper.evaluation.leaderboard import SETS
+from lite_whisper.evaluation.manifest import CallChunk, read_manifest
 from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
 ERRORS = "wer cer substitutions deletions insertions words"
-KEYS = f"model dataset {ERRORS} rtfx encoder_seconds decoder_seconds peak_memory retried"
+KEYS = f"model dataset {ERRORS} rtfx encoder_seconds decoder_seconds peak_memory retried audio_seconds scoring"
 
 
 @pytest.fixture(scope="module")
@@ -172,42 +173,58 @@ def test_normalizer_language_and_leaderboard_sets() -> None:
     assert (german.decoding.language, german.normalizer) == ("de", "basic")
     sets = settings("esb").dataset
     assert len(sets) == 8 and all(name.startswith("hf-audio/esb-datasets-test-only-sorted:") for name in sets)
+    assert len(settings("leaderboard").dataset) == 7 and len(settings("leaderboard-longform").dataset) == 10
+    italian = settings("leaderboard-it", "--language", "it")
+    assert [name.split(":")[1] for name in italian.dataset] == ["fleurs_it", "mcv_it", "mls_it"]
+    assert italian.normalizer == "basic"
     with pytest.raises(SystemExit):
         settings("x", "--language", "klingon")
 
 
 @pytest.mark.slow
-def test_the_leaderboards_sets_by_their_hub_id(digits: Path, tmp_path: Path, monkeypatch) -> None:
-    """One of the sets, in the form in which the Hub has it, streamed from a stand-in."""
-    folder = tmp_path / "esb"
-    (folder / "ami").mkdir(parents=True)
-    with (digits / "metadata.csv").open() as file:
-        rows = list(csv.DictReader(file))[:4]
-    rows[2]["transcription"] = "ignore time segment in scoring"
-    audio = [{"bytes": (digits / row["file_name"]).read_bytes(), "path": row["file_name"]} for row in rows]
-    texts = [row["transcription"].upper() if row is not rows[2] else row["transcription"] for row in rows]
-    columns = pyarrow.table({"audio": audio, "text": texts, "audio_length_s": np.ones(4)})
-    features = '{"info": {"features": {"audio": {"_type": "Audio"}, "text": {"dtype": "string", "_type": "Value"}, '
-    features += '"audio_length_s": {"dtype": "float64", "_type": "Value"}}}}'
-    pyarrow.parquet.write_table(
-        columns.replace_schema_metadata({"huggingface": features}), folder / "ami/test-00000-of-00001.parquet"
-    )
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: ami\n  data_files:\n  - split: test\n    path: ami/test-*\n---\n"
-    )
-    source = SETS["esb"][1]
-    with HubStandIn({}, {source.split(":")[0]: folder}) as hub:
+def test_the_leaderboards_sets_by_their_hub_id(tmp_path: Path) -> None:
+    """Sets of each kind, in the form in which the Hub has them, streamed from a stand-in."""
+    clips = digits_of(7)
+    audio, chunks, transcripts = (tmp_path / name for name in ("audio", "chunks", "transcripts"))
+    of_a_set = [(file, text.upper()) for file, text in clips[:3]] + [(clips[3][0], NOT_SCORED)]
+    write_parquet(audio, {"ami_cleaned": ["test"], "fleurs_de": ["test"]}, of_a_set)
+    write_calls(chunks, transcripts, [clips[3:5], clips[5:]])
+    sets = [SETS["leaderboard"][0], SETS["leaderboard"][1], SETS["leaderboard-de"][0]]
+    folders = dict(zip((name.split(":")[0] for name in sets), (audio, chunks, audio), strict=True))
+    with HubStandIn({}, folders | {CALLS[EARNINGS22]: transcripts}) as hub:
         script = "import sys; from lite_whisper.cli.lite_whisper_commands import main; sys.exit(main())"
-        options = ["--dataset", source, "--normalizer", "basic", "--output", "results", "--json", "f.json"]
+        options = ["--dataset", *sets, "--normalizer", "basic", "--output", "results", "--json", "f.json"]
         result = subprocess.run(
-            [sys.executable, "-c", script, "evaluate", str(MODEL), *options],
+            [sys.executable, "-c", script, "evaluate", str(MODEL), *options, "--scoring", "compounds"],
             env=os.environ | hub.environment(tmp_path / "cache"),
             cwd=tmp_path,
             capture_output=True,
             text=True,
         )
     assert result.returncode == 0, result.stderr
-    (row,) = figures(tmp_path)
-    assert row["dataset"] == source and row["wer"] < 30 and "left out 1 clips" in result.stderr
-    (manifest,) = (tmp_path / "results").glob("*.jsonl")
-    assert manifest.name == "MODEL_whisper-digits_DATASET_hf-audio-esb-datasets-test-only-sorted_ami_test.jsonl"
+    assert "words are scored with compounds merged (kaldialign)" in result.stdout
+    rows = figures(tmp_path)
+    assert [(row["dataset"], row["scoring"]) for row in rows] == [(name, "compounds") for name in sets]
+    assert rows[0]["wer"] == rows[2]["wer"] < 30 and result.stderr.count("left out 1 clips") == 2
+    names = [f"MODEL_whisper-digits_DATASET_{name.replace('/', '-').replace(':', '_')}.jsonl" for name in sets]
+    assert names[1].endswith("_ArtificialAnalysis-Earnings22-Cleaned-AA-chunked__test.jsonl")
+    lines = read_manifest(tmp_path / "results" / names[1])
+    places = [(line.parent_id, line.chunk_index) for line in lines if isinstance(line, CallChunk)]
+    assert places == [("4460", 0), ("4460", 1), ("4461", 0), ("4461", 1)]
+    assert [line.reference for line in lines[:2]] == [f"{clips[3][1]} {clips[4][1]}"] * 2
+    said = [" ".join(line.prediction.strip() for line in lines[start : start + 2]) for start in (0, 2)]
+    expected = jiwer.process_words([lines[0].reference, lines[2].reference], [text.lower() for text in said])
+    assert rows[1]["words"] == sum(len(text.split()) for _, text in clips[3:])
+    assert rows[1]["wer"] == pytest.approx(100 * expected.wer) and rows[1]["wer"] < 30
+
+
+def test_what_cannot_be_scored_as_the_leaderboard_does(digits: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    output = ["--output", str(tmp_path / "results")]
+    assert main([str(MODEL), "--dataset", "leaderboard-de", *output]) == 1
+    assert "leaderboard-de is of one language: de (--language)" in capsys.readouterr().err
+    assert main([str(MODEL), "--dataset", "leaderboard", "--num-samples", "2", *output]) == 1
+    assert "Earnings22-Cleaned-AA-chunked::test is scored by whole calls" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "kaldialign", None)
+    assert main([str(MODEL), "--dataset", str(digits), "--scoring", "compounds", *output]) == 1
+    assert "pip install 'lite-whisper[leaderboard]' (--scoring)" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()

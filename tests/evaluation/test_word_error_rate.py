@@ -43,6 +43,23 @@ def test_the_rate_is_that_of_the_corpus_not_a_mean_over_utterances() -> None:
     assert error_rates(*map(list, zip(*pairs, strict=True))) == rates
 
 
+def test_compounds_are_merged_in_either_text() -> None:
+    references = ["a white paper", "the ice cream man", "one two"]
+    predictions = ["a whitepaper", "the icecream van", "one two"]
+    rates = error_rates(references, predictions, "compounds")
+    assert (rates.substitutions, rates.deletions, rates.insertions, rates.words) == (1, 0, 0, 9)
+    assert rates.wer == pytest.approx(100 / 9)
+    assert error_rates(predictions, references, "compounds").wer == pytest.approx(100 / 7)
+    assert [word_errors(*pair, "compounds") for pair in zip(references, predictions, strict=True)] == [0, 1, 0]
+    plain = error_rates(references, predictions)
+    assert plain.substitutions + plain.deletions + plain.insertions == 5
+    assert rates.cer == plain.cer
+
+
+def test_without_compounds_both_ways_count_alike() -> None:
+    assert error_rates(REFERENCES, PREDICTIONS, "compounds") == error_rates(REFERENCES, PREDICTIONS)
+
+
 def test_the_metric_of_the_evaluate_library() -> None:
     metric = WordErrorRate()
     assert metric.compute(predictions=PREDICTIONS, references=REFERENCES) == pytest.approx(3 / 9)
