@@ -18,15 +18,15 @@ LANGUAGES = {
 """The languages of the multilingual track, and the corpora that it has of each."""
 
 SHORT_FORM = {
-    f"{BENCHMARK}:ami_cleaned:test": ("ami_cleaned", "test"),
-    f"{EARNINGS22}::test": ("earnings22_cleaned_aa_chunked", "test"),
-    f"{BENCHMARK}:gigaspeech_cleaned:test": ("gigaspeech_cleaned", "test"),
-    f"{BENCHMARK}:librispeech:test.clean": ("librispeech", "test.clean"),
-    f"{BENCHMARK}:librispeech:test.other": ("librispeech", "test.other"),
-    f"{BENCHMARK}:spgispeech:test": ("spgispeech", "test"),
-    f"{BENCHMARK}:voxpopuli_cleaned_aa:test": ("voxpopuli_cleaned_aa", "test"),
+    f"{BENCHMARK}:ami_cleaned:test": "ami_cleaned_wer",
+    f"{EARNINGS22}::test": "earnings22_cleaned_aa_chunked_wer",
+    f"{BENCHMARK}:gigaspeech_cleaned:test": "gigaspeech_cleaned_wer",
+    f"{BENCHMARK}:librispeech:test.clean": "librispeech_clean_wer",
+    f"{BENCHMARK}:librispeech:test.other": "librispeech_other_wer",
+    f"{BENCHMARK}:spgispeech:test": "spgispeech_wer",
+    f"{BENCHMARK}:voxpopuli_cleaned_aa:test": "voxpopuli_cleaned_aa_wer",
 }
-"""The sets of the English table, and by which configuration and split the leaderboard calls each."""
+"""The sets of the English table, and the tasks under which the Hub takes results of them."""
 
 SETS = {
     "leaderboard": list(SHORT_FORM),

@@ -72,7 +72,7 @@ def card_data(folder: Path) -> tuple[Data, Data | None]:
     return compression, evaluation
 
 
-def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: str) -> None:
+def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: str, scoring: str = "plain") -> None:
     """
     Writes the figures of manifests into a model folder, for its card; references and transcripts stay behind.
 
@@ -80,11 +80,12 @@ def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: s
         folder (`Path`): the model folder.
         manifests (`Sequence[Path]`): of the model itself and of those to compare it with; differences are to the first.
         encoder_weights (`str`): the model's `fingerprint`, by which its own manifests are known.
+        scoring (`str`, *optional*, defaults to `"plain"`): how words are counted, one of `SCORINGS`.
 
     Raises:
         InputError: none is of this model.
     """
-    evaluations = score(manifests)
+    evaluations = score(manifests, scoring)
     own = {e.result.model for e in evaluations if e.settings["encoder_weights"] == encoder_weights}
     if len(own) != 1:
         raise InputError(
@@ -94,6 +95,7 @@ def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: s
     data = {
         "model": own.pop(),
         "encoder_parameters": {e.result.model: e.settings["encoder_parameters"] for e in evaluations},
+        "scoring": scoring,
         "normalizer": _normalizers(evaluations),
         "results": [asdict(e.result) for e in evaluations],
         "differences": [
@@ -131,7 +133,7 @@ def render_card(name: str, compression: Data, evaluation: Data | None = None) ->
     base, base_card = compression["base_model"], compression.get("base_card", {})
     sources = compression.get("calibration", {}).get("datasets", [])
     results = [Result(**result) for result in evaluation["results"]] if evaluation else []
-    own = [r for r in results if evaluation and r.model == evaluation["model"]]
+    own = own_results(evaluation) if evaluation else []
     measured = eval_results(figure for r in own for figure in figures(r)) or _conversion_result(compression)
     metadata = ModelCardData(
         base_model=base if _is_hub_id(base) else None,
@@ -155,6 +157,11 @@ def render_card(name: str, compression: Data, evaluation: Data | None = None) ->
         evaluation=evaluation,
         table=_table(name, evaluation, results),
     )
+
+
+def own_results(evaluation: Data) -> list[Result]:
+    """The figures of the model itself in what `evaluation.json` says."""
+    return [Result(**result) for result in evaluation["results"] if result["model"] == evaluation["model"]]
 
 
 def _is_hub_id(source: str) -> bool:

@@ -15,6 +15,7 @@ from ..common.errors import InputError
 from ..models.compression_json import COMPRESSION
 from ..models.folders import CARD, PROCESSOR_FILES, WEIGHTS, fingerprint, load_compressed_model
 from .card import EVALUATION, card_data, is_rendered, write_card, write_evaluation
+from .eval_results import EVAL_RESULTS, write_eval_results
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ UPLOADED = (
     COMPRESSION,
     EVALUATION,
 )
-WRITTEN_BY_HAND = (CARD, "LICENSE*")  # also uploaded; where there is none, that of the repository stays
+# Also uploaded; where there is none, that of the repository stays.
+WRITTEN_BY_HAND = (CARD, "LICENSE*", f"{EVAL_RESULTS}/*.yaml")
 # What an earlier model may have left in the repository and the new one would be mixed with.
 REPLACED = (*UPLOADED, "model*.safetensors", "*.bin")
 
@@ -104,15 +106,25 @@ def check_folder(folder: Path) -> None:
     for pattern, what in needed.items():
         if not any(fnmatch(name, pattern) for name in names):
             raise InputError(f"{folder} has no {pattern}: it needs {what}")
-    for name in sorted(filter(_belongs, names)):
+    for name in sorted([*filter(_belongs, _names(folder)), EVAL_RESULTS]):
         if (folder / name).is_symlink():  # to what else lies on this machine, perhaps
             raise InputError(
                 f"{folder / name} is a link to {(folder / name).readlink()}; put the file itself there to publish it"
             )
 
 
+def _names(folder: Path) -> list[str]:
+    """What lies where files of a model may lie, relative to its folder."""
+    return [path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *(folder / EVAL_RESULTS).glob("*"))]
+
+
 def _belongs(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in (*UPLOADED, *WRITTEN_BY_HAND))
+    return any(_matches(name, pattern) for pattern in (*UPLOADED, *WRITTEN_BY_HAND))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a path in a repository is of a pattern, whose `*` stands for no slash."""
+    return name.count("/") == pattern.count("/") and fnmatch(name, pattern)
 
 
 def files_to_upload(folder: Path) -> list[Path]:
@@ -123,13 +135,14 @@ def files_to_upload(folder: Path) -> list[Path]:
         InputError: as in `check_folder`.
     """
     check_folder(folder)
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and _belongs(path.name))
-    if others := sorted(path.name for path in folder.iterdir() if path not in paths):
+    every = sorted(_names(folder))
+    files = [name for name in every if (folder / name).is_file() and _belongs(name)]
+    if others := [name for name in every if name not in files and name != EVAL_RESULTS]:
         logger.warning("left out, because they are no files of a model: %s", ", ".join(others))
-    return [path.relative_to(folder) for path in paths]
+    return list(map(Path, files))
 
 
-def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -> list[Path]:
+def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = (), scoring: str = "plain") -> list[Path]:
     """
     Puts the figures of manifests and the card under its final name into a model folder.
 
@@ -139,14 +152,15 @@ def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = ()) -
         `list[Path]`: the files to upload, relative to the folder.
 
     Raises:
-        InputError: as in `check_folder`, or a manifest is of another model.
+        InputError: as in `check_folder` and `write_eval_results`, or a manifest is of another model.
     """
     check_folder(folder)
     card = folder / CARD
     rendered = (folder / COMPRESSION).exists() and (not card.exists() or is_rendered(folder))
     if manifests:
         card_data(folder)
-        write_evaluation(folder, manifests, fingerprint(load_compressed_model(str(folder))[0]))
+        write_evaluation(folder, manifests, fingerprint(load_compressed_model(str(folder))[0]), scoring)
+        write_eval_results(folder)
     if rendered:
         write_card(folder, repo_id)
     elif card.exists():
@@ -187,9 +201,7 @@ def publish(folder: Path, destination: Destination, files: Sequence[Path]) -> Co
         new = {path.as_posix() for path in files}
         old = set(api.list_repo_files(repo_id, revision=branch)) - new
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationDelete(name)
-            for name in sorted(old)
-            if "/" not in name and any(fnmatch(name, pattern) for pattern in REPLACED)
+            CommitOperationDelete(name) for name in sorted(old) if any(_matches(name, pattern) for pattern in REPLACED)
         ]
         operations += [CommitOperationAdd(name, folder / name) for name in sorted(new)]
         return api.create_commit(
