@@ -8,6 +8,7 @@ import numpy as np
 
 from ..common.plots import saved_figure
 from ..models.published import PUBLISHED
+from .leaderboard import BENCHMARK, ESB
 
 
 def plot_error_by_set(results: Sequence[Any], path: Path) -> None:
@@ -25,7 +26,7 @@ def plot_error_by_set(results: Sequence[Any], path: Path) -> None:
             at = [index + (place + 0.5) / (len(models) + 1) for index, name in enumerate(sets) if name in rates]
             axes.bar(at, [rates[name] for name in sets if name in rates], 1 / (len(models) + 1), label=model)
         axes.set_xticks([index + 0.5 - 0.5 / (len(models) + 1) for index in range(len(sets))])
-        axes.set_xticklabels([name.removeprefix("hf-audio/esb-datasets-test-only-sorted:") for name in sets])
+        axes.set_xticklabels([name.removeprefix(f"{ESB}:").removeprefix(f"{BENCHMARK}:") for name in sets])
         axes.set_ylabel("word error rate (%)")
         axes.legend()
 
