@@ -48,8 +48,8 @@ def test_the_sets_in_turn(sets: Path, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "Model size: 0.01B parameters" in result.stdout and "scored" in result.stdout
-    for rate, speed in re.findall(r"WER: ([\d.]+) % RTFx: ([\d.]+)", result.stdout):
-        assert float(rate) < 30 and float(speed) > 0
+    reported = re.findall(r"WER: ([\d.]+) % RTFx: ([\d.]+)", result.stdout)
+    assert len(reported) == 2 and all(float(rate) < 30 and float(speed) > 0 for rate, speed in reported)
     short, chunks = (
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in sorted((tmp_path / "results").glob("*.jsonl"), key=lambda path: "chunks" in path.name)

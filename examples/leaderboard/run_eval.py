@@ -50,7 +50,9 @@ class Recognizer:
         )
         self.model = model.to(device).eval()
         self.processor = WhisperProcessor.from_pretrained(arguments.model_id, revision=arguments.revision)
-        self.speech = {"language": "en", "task": "transcribe"} if model.generation_config.is_multilingual else {}
+        multilingual = getattr(model.generation_config, "is_multilingual", False)
+        self.speech = {"language": "en", "task": "transcribe"} if multilingual else {}
+        self.max_length = model.config.max_target_positions
         self.batch_size = 1
         self.compiled: dict[str, Any] = {}
         print(f"Model size: {sum(p.numel() for p in model.parameters()) / 1e9:.2f}B parameters")
@@ -69,6 +71,7 @@ class Recognizer:
             **self.compiled,
             num_beams=1,
             do_sample=False,
+            max_length=self.max_length,  # not in the settings of some published models
             min_new_tokens=min_new_tokens,
         )
         texts = self.processor.batch_decode(tokens[: len(audios)], skip_special_tokens=True)
@@ -97,17 +100,23 @@ class Recognizer:
             if hasattr(self.model, "optimize_for_inference"):  # not in a stock Whisper, to compare with
                 self.model.optimize_for_inference(batch_size=size)
             audios = list(itertools.islice(itertools.cycle(longest), size))
-            self(audios, self.model.config.max_target_positions - PROMPT - 1)  # the most memory that a batch can need
+            self(audios, self.max_length - PROMPT - 1)  # the most memory that a batch can need
             return audios
 
         audios = largest()
-        static = {"cache_implementation": "static", "compile_config": CompileConfig(mode=mode, fullgraph=False)}
+        ways: dict[str, dict[str, Any]] = {"eager": {}}
+        if mode != "none":
+            ways[mode] = {"cache_implementation": "static", "compile_config": CompileConfig(mode=mode, fullgraph=False)}
         seconds = {}
-        for name, settings in {"eager": {}, **({mode: static} if mode != "none" else {})}.items():
+        for name, settings in ways.items():
             self.compiled = settings
-            seconds[name] = [self(audios)[1] for _ in range(steps + 1)][-1]
-        self.compiled = static if min(seconds, key=seconds.__getitem__) != "eager" else {}
-        print(f"batch size {self.batch_size}; seconds for a batch: {seconds}")
+            try:
+                seconds[name] = [self(audios)[1] for _ in range(steps + 1)][-1]
+            except torch.OutOfMemoryError:
+                print(f"{name} needs more memory than there is at this batch size")
+        fastest = min(seconds, key=seconds.__getitem__)
+        self.compiled = ways[fastest]
+        print(f"batch size {self.batch_size}, {fastest}; seconds for a batch: {seconds}")
 
 
 def decode(audio: dict[str, Any]) -> np.ndarray:
