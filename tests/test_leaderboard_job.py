@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from leaderboard_stand_in import NOT_SCORED, digits, write_calls, write_parquet
@@ -15,51 +18,57 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "examples/whisper-digits"
 JOB = ROOT / "examples/leaderboard"
 NORMALIZER = Path(__file__).parent / "normalizer_stand_in"
-BIN = Path(sys.executable).parent
 COMMIT = "0123456789" * 4
+
+RunEval = Callable[..., tuple[list[dict[str, Any]], str]]
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of each kind, and the list that names them."""
+    """A set of each kind."""
     folder = tmp_path_factory.mktemp("sets")
     clips = digits(9)
     write_parquet(folder / "short", {"ami_cleaned": ["test"]}, [*clips[:5], (clips[5][0], NOT_SCORED)])
     write_calls(folder / "chunks", folder / "transcripts", [clips[6:]])
-    lines = [f"ami_cleaned test {folder / 'short'}", f"earnings22 test {folder / 'chunks'}"]
-    (folder / "sets.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 
-@pytest.mark.slow
-def test_the_sets_in_turn(sets: Path, tmp_path: Path) -> None:
-    options = ["--dtype", "float32", "--batch_size", "3", "--warmup_steps", "0"]
-    environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "SETS": str(sets / "sets.txt")}
-    environment |= {
-        "PYTHONPATH": f"{NORMALIZER}:{os.environ.get('PYTHONPATH', '')}",
-        "HF_HOME": str(tmp_path / "cache"),
-    }
-    result = subprocess.run(
-        ["bash", JOB / "run_lite_whisper.sh", MODEL, "main", *options],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "Model size: 0.01B parameters" in result.stdout and "scored" in result.stdout
-    reported = re.findall(r"WER: ([\d.]+) % RTFx: ([\d.]+)", result.stdout)
-    assert len(reported) == 2 and all(float(rate) < 30 and float(speed) > 0 for rate, speed in reported)
-    short, chunks = (
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted((tmp_path / "results").glob("*.jsonl"), key=lambda path: "chunks" in path.name)
-    )
-    lengths = [line["duration"] for line in short]
-    assert len(short) == 5 and lengths == sorted(lengths, reverse=True)
-    assert {line["text"] for line in short} == {text for _, text in digits(5)}
-    assert len({line["time"] for line in short}) == 2  # a batch of three and one of two
-    assert [(line["parent_id"], line["chunk_index"]) for line in chunks] == [("4460", place) for place in range(3)]
-    assert {line["text"] for line in chunks} == {" ".join(text for _, text in digits(9)[6:])}
+@pytest.fixture
+def run_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> RunEval:
+    """Runs the program on a set, which must score well; returns the lines of the manifest, and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(NORMALIZER)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def run(*options: str) -> tuple[list[dict[str, Any]], str]:
+        fixed = ["--model_id", str(MODEL), "--revision", "main", "--dtype", "float32", "--warmup_steps", "0"]
+        monkeypatch.setattr(sys, "argv", ["run_eval.py", *fixed, *options])
+        runpy.run_path(str(JOB / "run_eval.py"), run_name="__main__")
+        said = capsys.readouterr().out
+        (figures,) = re.findall(r"^WER: ([\d.]+) % RTFx: ([\d.]+)$", said, flags=re.MULTILINE)
+        assert float(figures[0]) < 30 and float(figures[1]) > 0
+        (manifest,) = Path("results").glob("MODEL_*.jsonl")
+        return [json.loads(line) for line in manifest.read_text().splitlines()], said
+
+    return run
+
+
+def test_clips_in_batches_by_length(sets: Path, run_eval: RunEval) -> None:
+    options = ["--dataset_path", str(sets / "short"), "--dataset", "ami_cleaned", "--batch_size", "3"]
+    lines, said = run_eval(*options)
+    lengths = [line["duration"] for line in lines]
+    assert len(lines) == 5 and lengths == sorted(lengths, reverse=True)
+    assert {line["text"] for line in lines} == {text for _, text in digits(5)}
+    assert len({line["time"] for line in lines}) == 2  # a batch of three and one of two
+    assert re.search(r"^Model size: 0.01B parameters$", said, flags=re.MULTILINE)
+    assert re.search(r"^batch size 3, [\w-]+; .*'eager': .*'reduce-overhead': ", said, flags=re.MULTILINE)
+
+
+def test_chunks_of_a_call(sets: Path, run_eval: RunEval) -> None:
+    lines, said = run_eval("--dataset_path", str(sets / "chunks"), "--dataset", "earnings22", "--torch_compile", "none")
+    assert [(line["parent_id"], line["chunk_index"]) for line in lines] == [("4460", place) for place in range(3)]
+    assert {line["text"] for line in lines} == {" ".join(text for _, text in digits(9)[6:])}
+    assert "reduce-overhead" not in said
 
 
 STUB = """#!/bin/bash
@@ -67,36 +76,57 @@ printf '%s ' "$@" >"$(mktemp "$CALLS/XXXXXX")"
 if [[ $1 = buckets ]]; then touch "$4/MODEL_x_DATASET_y.jsonl"; fi
 [[ -z $FAILING || $* != *"$FAILING"* ]]
 """
+EVERY = {
+    f"--dataset_path {path} --dataset {name} --split {split}"
+    for name, split, path in map(str.split, (JOB / "sets.txt").read_text().splitlines())
+}
+
+
+def shell(script: str, stub: str, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Runs a script in a clone of the leaderboard with a stand-in for one command, see `calls`."""
+    shutil.copytree(NORMALIZER / "normalizer", folder / "normalizer")
+    shutil.copytree(JOB, folder / "lite_whisper")
+    for name in ("bin", "calls"):
+        (folder / name).mkdir()
+    (folder / "bin" / stub).write_text(STUB)
+    (folder / "bin" / stub).chmod(0o755)
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", folder / "lite_whisper" / script, *arguments],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "CALLS": str(folder / "calls"), "FAILING": ""} | variables,
+        capture_output=True,
+        text=True,
+    )
+
+
+def calls(folder: Path) -> list[str]:
+    """What the stand-in was asked."""
+    return [path.read_text() for path in (folder / "calls").iterdir()]
+
+
+def asked(called: list[str]) -> set[str]:
+    """The sets that were asked for."""
+    return {match[0] for call in called if (match := re.search(r"--dataset_path \S+ --dataset \S+ --split \S+", call))}
+
+
+def test_the_sets_in_turn(tmp_path: Path) -> None:
+    result = shell("run_lite_whisper.sh", "python", tmp_path, "org/model", COMMIT, "--device", "0")
+    assert result.returncode == 0, result.stderr
+    programs = [call for call in calls(tmp_path) if "run_eval.py" in call]
+    assert asked(programs) == EVERY and len(programs) == 7
+    assert all(f"--model_id org/model --revision {COMMIT}" in call and "--device 0" in call for call in programs)
+    assert "- org/model " in calls(tmp_path)  # the scorer, whose program comes by standard input
 
 
 @pytest.mark.parametrize(("revision", "failing", "code"), [(COMMIT, "", 0), (COMMIT, "spgispeech", 1), ("main", "", 2)])
 def test_a_job_for_each_set(revision: str, failing: str, code: int, tmp_path: Path) -> None:
-    """What is asked of a stand-in for the command hf."""
-    shutil.copytree(NORMALIZER / "normalizer", tmp_path / "normalizer")
-    shutil.copytree(JOB, tmp_path / "lite_whisper")
-    for name in ("bin", "calls"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "bin/hf").write_text(STUB)
-    (tmp_path / "bin/hf").chmod(0o755)
-    environment = {"PATH": f"{tmp_path / 'bin'}:{BIN}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-    environment |= {"SPACE": "org/space", "RESULTS_BUCKET": "org/bucket", "HF_TOKEN": "hf_secret", "FAILING": failing}
-    result = subprocess.run(
-        ["bash", tmp_path / "lite_whisper/submit_jobs.sh", "org/model", revision, "256"],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    given = {"SPACE": "org/space", "RESULTS_BUCKET": "org/bucket", "HF_TOKEN": "hf_secret", "FAILING": failing}
+    result = shell("submit_jobs.sh", "hf", tmp_path, "org/model", revision, "256", **given)
     assert result.returncode == code, result.stderr
-    if code == 2:
-        assert not list((tmp_path / "calls").iterdir())
-        return
-    calls = [path.read_text() for path in (tmp_path / "calls").iterdir()]
-    jobs = [call for call in calls if call.startswith("jobs run --flavor h200 ")]
-    asked = {re.search(r"--dataset_path (\S+ --dataset \S+ --split \S+)", job)[1] for job in jobs}
-    every = [line.split() for line in (JOB / "sets.txt").read_text().splitlines()]
-    assert asked == {f"{path} --dataset {name} --split {split}" for name, split, path in every} and len(asked) == 7
+    jobs = [call for call in calls(tmp_path) if call.startswith("jobs run --flavor h200 ")]
+    assert asked(jobs) == (set() if code == 2 else EVERY)
     assert all(f"--revision {COMMIT} --device 0 --batch_size 256" in job for job in jobs)
-    assert "hf_secret" not in "".join(calls)
+    assert "hf_secret" not in "".join(calls(tmp_path))
     assert ("scored org/model: 1 files" in result.stdout) == (code == 0)
     assert ("1 of 7 jobs failed" in result.stderr) == (code == 1)
