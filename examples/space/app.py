@@ -1,0 +1,122 @@
+"""Stock Whisper against a compressed one, on a page: python examples/space/app.py --stock MODEL --compressed MODEL"""
+
+import argparse
+import html
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import gradio as gr
+from comparison import ACCEPTED, compare, load, rows, verdict
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from lite_whisper.cli import exit_codes
+from lite_whisper.common.errors import InputError
+from lite_whisper.serving.batches import Batches, Decoding
+from lite_whisper.serving.fields import Abilities
+
+TITLE = "Whisper, stock and compressed"
+INTRODUCTION = f"""# {TITLE}
+
+Both models transcribe the same clip: stock Whisper as transformers runs it, and a Whisper whose encoder
+lite-whisper has compressed ([how](https://arxiv.org/abs/2502.20583)), in its inference mode. A compressed model with
+constant padding does not compute the silence that Whisper adds to a short clip."""
+FAIRNESS = """Each model transcribes the clip three times, alone on the same machine, in fp32 and greedily: they take
+turns and change who begins, the first turn warms up, and of the other two the faster one counts. The real-time factor
+is seconds of computing for each second of audio: below 1 is faster than speech."""
+KEEP = 3600  # seconds after which an uploaded file is deleted
+
+
+def transcribe(
+    models: Mapping[str, Batches], file: str | None, language: str, task: Literal["transcribe", "translate"]
+) -> list[Any]:
+    """
+    What the page shows of a clip: the verdict; then of each model text, seconds and segments.
+
+    Raises:
+        gr.Error: the clip cannot be used.
+    """
+    try:
+        outcomes = compare(models, file, Decoding(task, language or None))
+    except InputError as error:
+        raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+    shown: list[Any] = [f"### {verdict(**outcomes)}"]
+    for outcome in outcomes.values():
+        seconds = f"**{outcome.seconds:.2f} seconds**, real-time factor {outcome.real_time_factor:.3f}"
+        shown += [outcome.transcript.text or "(no speech found)", seconds, rows(outcome.transcript)]
+    return shown
+
+
+def build_page(models: Mapping[str, Batches], abilities: Mapping[str, Abilities]) -> gr.Blocks:
+    """
+    Builds the page.
+
+    Args:
+        models (`Mapping[str, Batches]`): `"stock"` and `"compressed"`.
+        abilities (`Mapping[str, Abilities]`): likewise, what can be asked of them.
+    """
+    codes = frozenset.intersection(*(known.languages for known in abilities.values()))
+    languages = sorted((LANGUAGES[code].capitalize(), code) for code in codes)
+    tasks = [("Transcribe", "transcribe")]
+    if all(known.translates for known in abilities.values()):
+        tasks.append(("Translate into English", "translate"))
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP, KEEP)) as page:
+        gr.Markdown(INTRODUCTION)
+        audio = gr.Audio(sources=["upload", "microphone"], type="filepath", buttons=[], label=f"Audio: {ACCEPTED}")
+        with gr.Row():
+            language = gr.Dropdown([("Detect", ""), *languages], value="", label="Language that is spoken")
+            task = gr.Radio(tasks, value="transcribe", label="Task")
+        button = gr.Button("Transcribe", variant="primary")
+        outputs: list[Any] = [gr.Markdown()]
+        with gr.Row():
+            for which, known in abilities.items():
+                with gr.Column(min_width=320):
+                    gr.Markdown(f"## {which.capitalize()}\n\n{known.name}")
+                    outputs += [
+                        gr.Textbox(label=f"Text of the {which} model"),
+                        gr.Markdown(),
+                        gr.Dataframe(
+                            headers=["From", "To", "Text"], label=f"Segments of the {which} model, seconds", wrap=True
+                        ),
+                    ]
+        gr.Markdown(FAIRNESS)
+        # One clip at a time: another one beside it would slow down whichever model runs.
+        button.click(partial(transcribe, models), [audio, language, task], outputs, concurrency_limit=1)
+    return page
+
+
+def main() -> int:
+    """Runs the page until it is told to stop; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for which, default in (("stock", "openai/whisper-base"), ("compressed", "efficient-speech/lite-whisper-base")):
+        variable = f"{which.upper()}_MODEL"
+        parser.add_argument(
+            f"--{which}",
+            metavar="MODEL",
+            default=os.environ.get(variable, default),
+            help=f"Hub id or folder (default that of the environment variable {variable}, or {default})",
+        )
+    arguments = parser.parse_args()
+
+    def serve() -> None:
+        loaded = {which: load(getattr(arguments, which)) for which in ("stock", "compressed")}
+        models = {which: model for which, (model, _) in loaded.items()}
+        abilities = {which: known for which, (_, known) in loaded.items()}
+        build_page(models, abilities).launch(
+            server_name="0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1",  # the Hub connects from elsewhere
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            max_file_size="25mb",
+            footer_links=["gradio"],
+            theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+        )
+
+    return exit_codes.run(parser, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
