@@ -1,12 +1,12 @@
 """
 Takes what is known of finished models into their cards in `model_cards/`.
 
-    python benchmarks/cards.py FOLDER... --manifests MANIFEST...
+    python benchmarks/cards.py FOLDER... --manifests MANIFEST... [--note TEXT]
 
 FOLDER is a model as `lite-whisper convert` or `family` has written it, called as its card is. A MANIFEST is one that
 `lite-whisper evaluate` has written, those of the base model first, of every FOLDER at least one. `compression.json`,
 `evaluation.json` and the card are written into `model_cards/`, and all figures with what they were measured by into
-`benchmarks/results/cards-BASE.json`.
+`benchmarks/results/cards-BASE.json`. A note stands below the error rates: what the reader has to know of the sets.
 """
 
 import argparse
@@ -55,12 +55,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="MANIFEST")
+    parser.add_argument("--note", default="", metavar="TEXT")
     arguments = parser.parse_args()
     evaluations = score(arguments.manifests)
     for folder in arguments.folders:
         card = CARDS / folder.name
         shutil.copyfile(folder / COMPRESSION, card / COMPRESSION)
-        write_evaluation(card, arguments.manifests, fingerprint(load_compressed_model(str(folder))[0]))
+        write_evaluation(
+            card, arguments.manifests, fingerprint(load_compressed_model(str(folder))[0]), note=arguments.note
+        )
         write_card(card, card.name)
     settings = [evaluation.settings for evaluation in evaluations]
     rows = [asdict(evaluation.result) for evaluation in evaluations]

@@ -72,7 +72,9 @@ def card_data(folder: Path) -> tuple[Data, Data | None]:
     return compression, evaluation
 
 
-def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: str, scoring: str = "plain") -> None:
+def write_evaluation(
+    folder: Path, manifests: Sequence[Path], encoder_weights: str, scoring: str = "plain", note: str = ""
+) -> None:
     """
     Writes the figures of manifests into a model folder, for its card; references and transcripts stay behind.
 
@@ -81,6 +83,7 @@ def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: s
         manifests (`Sequence[Path]`): of the model itself and of those to compare it with; differences are to the first.
         encoder_weights (`str`): the model's `fingerprint`, by which its own manifests are known.
         scoring (`str`, *optional*, defaults to `"plain"`): how words are counted, one of `SCORINGS`.
+        note (`str`, *optional*): what the reader has to know of the sets.
 
     Raises:
         InputError: none is of this model.
@@ -96,6 +99,7 @@ def write_evaluation(folder: Path, manifests: Sequence[Path], encoder_weights: s
         "model": own.pop(),
         "encoder_parameters": {e.result.model: e.settings["encoder_parameters"] for e in evaluations},
         "scoring": scoring,
+        "note": note,
         "normalizer": _normalizers(evaluations),
         "results": [asdict(e.result) for e in evaluations],
         "differences": [
