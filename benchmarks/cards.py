@@ -5,7 +5,7 @@ Takes what is known of finished models into their cards in `model_cards/`.
 
 FOLDER is a model as `lite-whisper convert` or `family` has written it, called as its card is. A MANIFEST is one that
 `lite-whisper evaluate` has written, those of the base model first, of every FOLDER at least one. `compression.json`,
-`evaluation.json` and the card are written into `model_cards/`, and all figures with what they were measured by into
+`ranks.png`, `evaluation.json` and the card are written into `model_cards/`, and all figures with what they were measured by into
 `benchmarks/results/cards-BASE.json`. A note stands below the error rates: what the reader has to know of the sets.
 """
 
@@ -25,6 +25,7 @@ from lite_whisper.publishing.card import write_card, write_evaluation
 
 CARDS = ROOT / "model_cards"
 RESULTS = ROOT / "benchmarks/results"
+RANKS = "ranks.png"
 UNITS = {
     **{"wer": "%", "cer": "%", "substitutions": "words", "deletions": "words", "insertions": "words", "words": "words"},
     **{"rtfx": "s/s", "encoder_seconds": "s", "decoder_seconds": "s", "peak_memory": "B", "retried": "utterances"},
@@ -60,7 +61,8 @@ def main() -> None:
     evaluations = score(arguments.manifests)
     for folder in arguments.folders:
         card = CARDS / folder.name
-        shutil.copyfile(folder / COMPRESSION, card / COMPRESSION)
+        for name in (COMPRESSION, RANKS):
+            shutil.copyfile(folder / name, card / name)
         write_evaluation(
             card, arguments.manifests, fingerprint(load_compressed_model(str(folder))[0]), note=arguments.note
         )

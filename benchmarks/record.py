@@ -83,10 +83,10 @@ def command() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, "-dirty" where code was changed since; documents and results are none."""
+    """The commit that is checked out, "-dirty" where code was changed since; documents, results and cards are none."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    code = [".", ":!*.md", ":!benchmarks/results"]
+    code = [".", ":!*.md", ":!benchmarks/results", ":!model_cards"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False).returncode
     return f"{head}-dirty" if changed else head
 
