@@ -5,8 +5,9 @@ Takes what is known of finished models into their cards in `model_cards/`.
 
 FOLDER is a model as `lite-whisper convert` or `family` has written it, called as its card is. A MANIFEST is one that
 `lite-whisper evaluate` has written, those of the base model first, of every FOLDER at least one. `compression.json`,
-`ranks.png`, `evaluation.json` and the card are written into `model_cards/`, and all figures with what they were measured by into
-`benchmarks/results/cards-BASE.json`. A note stands below the error rates: what the reader has to know of the sets.
+`ranks.png`, `evaluation.json` and the card are written into `model_cards/`, and all figures with what they were
+measured by into `benchmarks/results/cards-BASE.json`. A note stands below the error rates: what the reader has to know
+of the sets.
 """
 
 import argparse
