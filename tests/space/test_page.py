@@ -29,6 +29,10 @@ MODELS = ("stock", "compressed")
 PATIENCE = 120_000  # milliseconds; of a machine that is busy with other things
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 CONTROLS = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "textbox"}
+# What is seen of the page, and reaches beyond its right edge.
+BEYOND = """[...document.querySelectorAll("main *")]
+    .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth)
+    .map((element) => element.outerHTML.slice(0, 200))"""
 # Writes down whom a program asks for; Python runs it before the program.
 WATCH = """
 import sys
@@ -233,11 +237,9 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_controls_have_names(pag
     upload(page, CLIP.name, CLIP.read_bytes())
     transcribe(page).click()
     texts(page)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert unnamed(page) == []
-    for control in (transcribe(page), page.get_by_label("Text of the compressed model")):
-        box = control.bounding_box()
-        assert box and box["x"] >= 0 and box["x"] + box["width"] <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.evaluate(BEYOND) == []  # Gradio cuts off what is too wide
 
 
 def test_nobody_else_was_asked(app: App, requests: list[str]) -> None:
