@@ -41,6 +41,7 @@ def write_end(model: WhisperForConditionalGeneration, tokens: int) -> None:
     direction[0] = 1
     positions[:, 0] = 0
     positions[PROMPT + tokens - 1] = 1000 * direction
+    decoder.embed_tokens.weight[end:] = 0  # a time among the words would make transformers go on from there
     decoder.embed_tokens.weight[end] = 0.3 * direction  # loud at that position alone
 
 
