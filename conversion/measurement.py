@@ -6,6 +6,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset, Clip
+from ..audio.calls import in_chunks
 from ..common.errors import InputError
 from ..evaluation.decoding import transcribe
 from ..evaluation.word_error_rate import text_normalizer, word_error_rate
@@ -23,8 +24,10 @@ def clips_to_transcribe(settings: ConversionSettings) -> list[Clip]:
     The clips of the evaluation, which must have transcripts.
 
     Raises:
-        InputError: one has none.
+        InputError: one has none, or a set is scored by whole calls.
     """
+    if calls := next(filter(in_chunks, settings.evaluate), None):
+        raise InputError(f"{calls} is scored by whole calls, which lite-whisper evaluate does", setting="evaluate")
     clips = list(AudioDataset(settings.evaluate)) if settings.evaluate else []
     if not all(clip.text for clip in clips):
         raise InputError(

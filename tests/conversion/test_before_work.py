@@ -8,6 +8,7 @@ import pytest
 from conversions import CLIPS, MODEL, TEST_CLIPS, only_message, report
 
 from lite_whisper import convert
+from lite_whisper.audio.calls import EARNINGS22
 from lite_whisper.cli import evaluate, profile, score
 from lite_whisper.conversion.recipes import check_feasible
 from lite_whisper.conversion.settings import ConversionSettings
@@ -51,6 +52,11 @@ def test_a_sweep_is_refused_for_its_smallest_size(
     sweep = ["--sweep", "0.3,0.01", "--evaluate", TEST_CLIPS]
     assert convert.main(options(tmp_path / "curve", *sweep)) == 1
     assert "smaller than ranks of 16 allow" in only_message(capsys.readouterr().err)
+
+
+def test_calls_are_scored_by_evaluate(tmp_path: Path, no_calibration: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert.main(options(tmp_path / "lite", "--evaluate", EARNINGS22)) == 1
+    assert "lite-whisper evaluate" in only_message(capsys.readouterr().err)
 
 
 def test_a_speed_up_that_cannot_be_reached(tmp_path: Path) -> None:
