@@ -21,14 +21,13 @@ def main() -> None:
     for data in sorted(CARDS.glob("*/compression.json")):
         compression = read_compression(data.parent)
         assert compression is not None
-        if "after" not in compression:
-            shape = compression["base_model"].removeprefix("openai/whisper-").removeprefix("large-v3-")
-            row = rows[shape]
+        shape = compression["base_model"].removeprefix("openai/whisper-").removeprefix("large-v3-")
+        if "after" not in compression and shape in rows:
             compression["expected"] = {
                 "machine": measured["machine"],
-                "dtype": row["dtype"],
-                "minutes": row["minutes"],
-                "memory": row["peak"],
+                "dtype": rows[shape]["dtype"],
+                "minutes": rows[shape]["minutes"],
+                "memory": rows[shape]["peak"],
             }
             write_compression(data.parent, compression)
         write_card(data.parent, data.parent.name)
