@@ -19,7 +19,7 @@ from typing import Any
 
 from record import ROOT, write_results
 
-from lite_whisper.evaluation.report import score
+from lite_whisper.evaluation.report import differences, score
 from lite_whisper.models.compression_json import COMPRESSION
 from lite_whisper.models.folders import fingerprint, load_compressed_model
 from lite_whisper.publishing.card import write_card, write_evaluation
@@ -71,7 +71,13 @@ def main() -> None:
     settings = [evaluation.settings for evaluation in evaluations]
     rows = [asdict(evaluation.result) for evaluation in evaluations]
     base = settings[0]["base_model"].split("/")[-1]
-    write_results(rows, RESULTS / f"cards-{base}.json", UNITS, how=evaluation_commands(settings))
+    figures = {
+        f"{result.model} on {result.dataset}: {name} above the base model": value
+        for result, _, difference in differences(evaluations)
+        for name, value in difference._asdict().items()
+    }
+    units = UNITS | dict.fromkeys(figures, "points")
+    write_results(rows, RESULTS / f"cards-{base}.json", units, figures, evaluation_commands(settings))
 
 
 if __name__ == "__main__":
