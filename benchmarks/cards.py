@@ -30,6 +30,7 @@ RANKS = "ranks.png"
 UNITS = {
     **{"wer": "%", "cer": "%", "substitutions": "words", "deletions": "words", "insertions": "words", "words": "words"},
     **{"rtfx": "s/s", "encoder_seconds": "s", "decoder_seconds": "s", "peak_memory": "B", "retried": "utterances"},
+    "audio_seconds": "s",
 }
 
 
