@@ -91,9 +91,12 @@ def transcripts(
     settings: Any = model.generation_config
     encoded = BaseModelOutput(last_hidden_state=hidden)
     mask = torch.ones(len(hidden), 2 * hidden.shape[1], dtype=torch.long, device=hidden.device)  # of mel frames
+    # Behind a time in the text `generate` would go on with features, which there are none of.
+    times = range(settings.no_timestamps_token_id + 1, model.config.vocab_size)
     greedy: dict[str, Any] = {
         "encoder_outputs": encoded,
         "attention_mask": mask,
+        "suppress_tokens": [*(settings.suppress_tokens or []), *times],
         "num_beams": 1,
         "do_sample": False,
     }

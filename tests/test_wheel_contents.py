@@ -20,7 +20,7 @@ def tracked() -> list[str]:
 
 def package_files(names: list[str]) -> set[str]:
     """The names in a wheel of those that are the package's: at the root, and in folders that are packages."""
-    folders = {name.partition("/")[0] for name in names if name.endswith("/__init__.py")}
+    folders = {name.split("/")[0] for name in names if name.count("/") == 1 and name.endswith("/__init__.py")}
     modules = (name for name in names if name.endswith(".py") and name != "setup.py")
     return {COMMANDS, *(f"lite_whisper/{name}" for name in modules if "/" not in name or name.split("/")[0] in folders)}
 

@@ -92,6 +92,20 @@ def test_the_transcripts_are_those_of_generate(base_model, processor, calibratio
         assert int(mask.sum()) == len(spoken) + 1
 
 
+def test_a_model_that_would_write_times_is_not_let(base_model, calibration_batches) -> None:
+    model = copy.deepcopy(base_model)
+    hidden = model.get_encoder()(calibration_batches[0])[0]
+    expected, *_ = transcripts(model, hidden)
+    times = model.generation_config.no_timestamps_token_id + 1
+
+    def louder(module, inputs, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., times:] += 100
+        return logits
+
+    model.proj_out.register_forward_hook(louder)
+    assert torch.equal(transcripts(model, hidden)[0], expected)
+
+
 def test_an_english_only_model_has_no_language_token(base_model, calibration_batches) -> None:
     model = copy.deepcopy(base_model)
     model.generation_config.is_multilingual = False
