@@ -9,26 +9,14 @@ The decoder plays no part and has one layer. Every number of windows runs in a p
 import argparse
 import multiprocessing
 import time
-from typing import Any
 
 import torch
+from encoder_speed import whisper_arguments
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from lite_whisper.common.memory import PeakMemory
 from lite_whisper.lowrank.compression import compress, encoder_spectra
 from lite_whisper.lowrank.moments import EncoderMoments, collect_moments
-
-LARGE_V3: dict[str, Any] = {
-    "num_mel_bins": 128,
-    "d_model": 1280,
-    "encoder_layers": 32,
-    "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120,
-    "decoder_layers": 1,
-    "decoder_attention_heads": 20,
-    "decoder_ffn_dim": 5120,
-    "vocab_size": 51866,
-}
 
 
 def calibrate(
@@ -37,7 +25,8 @@ def calibrate(
     """Builds the model and calibrates it on random features; returns both, the peak in bytes and the seconds."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(WhisperConfig(**LARGE_V3)).eval()
+    shape = whisper_arguments("large-v3") | {"decoder_layers": 1}
+    model = WhisperForConditionalGeneration(WhisperConfig(**shape)).eval()
     batches = (torch.randn(batch_size, 128, 3000) for _ in range(0, windows, batch_size))
     start = time.perf_counter()
     with PeakMemory() as memory:

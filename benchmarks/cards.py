@@ -13,19 +13,18 @@ of the sets.
 import argparse
 import shlex
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from record import ROOT, write_results
+from render import RESULTS
 
-from lite_whisper.evaluation.report import differences, score
+from lite_whisper.evaluation.manifest import read_settings
 from lite_whisper.models.compression_json import COMPRESSION
 from lite_whisper.models.folders import fingerprint, load_compressed_model
-from lite_whisper.publishing.card import write_card, write_evaluation
+from lite_whisper.publishing.card import card_data, write_card, write_evaluation
 
 CARDS = ROOT / "model_cards"
-RESULTS = ROOT / "benchmarks/results"
 RANKS = "ranks.png"
 UNITS = {
     **{"wer": "%", "cer": "%", "substitutions": "words", "deletions": "words", "insertions": "words", "words": "words"},
@@ -60,7 +59,6 @@ def main() -> None:
     parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="MANIFEST")
     parser.add_argument("--note", default="", metavar="TEXT")
     arguments = parser.parse_args()
-    evaluations = score(arguments.manifests)
     for folder in arguments.folders:
         card = CARDS / folder.name
         for name in (COMPRESSION, RANKS):
@@ -69,16 +67,17 @@ def main() -> None:
             card, arguments.manifests, fingerprint(load_compressed_model(str(folder))[0]), note=arguments.note
         )
         write_card(card, card.name)
-    settings = [evaluation.settings for evaluation in evaluations]
-    rows = [asdict(evaluation.result) for evaluation in evaluations]
-    base = settings[0]["base_model"].split("/")[-1]
+    _, evaluation = card_data(card)  # each holds the figures of all
+    assert evaluation is not None
+    settings = list(map(read_settings, arguments.manifests))
     figures = {
-        f"{result.model} on {result.dataset}: {name} above the base model": value
-        for result, _, difference in differences(evaluations)
-        for name, value in difference._asdict().items()
+        f"{difference['model']} on {difference['dataset']}: {name} above the base model": difference[name]
+        for difference in evaluation["differences"]
+        for name in ("points", "low", "high")
     }
     units = UNITS | dict.fromkeys(figures, "points")
-    write_results(rows, RESULTS / f"cards-{base}.json", units, figures, evaluation_commands(settings))
+    path = RESULTS / f"cards-{settings[0]['base_model'].split('/')[-1]}.json"
+    write_results(evaluation["results"], path, units, figures, evaluation_commands(settings))
 
 
 if __name__ == "__main__":
