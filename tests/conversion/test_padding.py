@@ -48,6 +48,11 @@ def test_a_compressed_model_learns_its_own_and_anew_when_it_recovers(speech: Pat
     assert main(arguments(tmp_path / "without", speech)) == 0
     assert KNOWN not in weights(tmp_path / "without")
     assert [report(tmp_path / name)["constant_padding"] for name in ("lite", "without")] == [True, False]
+    options = ["--dataset", speech, "--output", tmp_path / "padded", "--num-samples", 4]
+    assert (
+        pad.main(list(map(str, [tmp_path / "without", *options]))) == 0
+        and report(tmp_path / "padded")["constant_padding"]
+    )
     options = ["--dataset", speech, "--output", tmp_path / "recovered", "--steps", 5, "--num-samples", 4]
     assert recover.main(list(map(str, [tmp_path / "lite", "--teacher", MODEL, *options]))) == 0
     before, after = weights(tmp_path / "lite"), weights(tmp_path / "recovered")
