@@ -23,14 +23,13 @@ COMMANDS := tests/docs/test_commands.py
 .PHONY: demo check test browser-test space-test vllm-test docs wheel bench real cards results lint
 .PHONY: test-rest test-commands test-long
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml tests/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lite-whisper needs Python 3.11 or newer; make PYTHON=python3.12 names another")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip $(INSTALL) --constraint constraints.txt torch
-	$(BIN)/pip $(INSTALL) --constraint constraints.txt --editable '.[test,docs]'
+	$(BIN)/pip $(INSTALL) --constraint tests/constraints.txt torch
+	$(BIN)/pip $(INSTALL) --constraint tests/constraints.txt --editable '.[test,docs]'
 	# transformers imports torchao wherever it finds it; one program of the site asks for it.
 	$(BIN)/pip $(INSTALL) --upgrade --target .venv/torchao --no-deps torchao==0.18.0
-	mkdir -p .venv/typecheck && ln -sfn ../.. .venv/typecheck/lite_whisper
 	touch $@
 
 # The files that travel to the Hub must also run under the last transformers 4, which cannot be installed beside datasets 5.
@@ -38,17 +37,16 @@ COMMANDS := tests/docs/test_commands.py
 	$(PYTHON) -m venv .venv-4.57
 	$(OLD)/pip $(INSTALL) --constraint $< torch
 	$(OLD)/pip $(INSTALL) --constraint $< transformers accelerate peft pytest pytest-xdist soundfile torchao
-	# The package with what is known of it, but without what it needs.
-	mkdir -p .venv-4.57/package && ln -sfn ../.. .venv-4.57/package/lite_whisper
-	ln -sfn ../../cli/lite_whisper.egg-info .venv-4.57/package/lite_whisper.egg-info
+	# The package without its dependencies, which ask for transformers 5.
+	$(OLD)/pip $(INSTALL) --no-deps --editable .
 	touch $@
 
 # What a user gets from `pip install lite-whisper`, apart from the package itself.
-.venv-wheel/installed: pyproject.toml constraints.txt | .venv/installed
+.venv-wheel/installed: pyproject.toml tests/constraints.txt | .venv/installed
 	$(PYTHON) -m venv .venv-wheel
-	$(NEW)/pip $(INSTALL) --constraint constraints.txt torch
+	$(NEW)/pip $(INSTALL) --constraint tests/constraints.txt torch
 	rm -rf build/lib build/bdist.* build/wheel && $(NEW)/pip wheel $(PIP_QUIET) --no-deps --wheel-dir build/wheel .
-	$(NEW)/pip $(INSTALL) --constraint constraints.txt build/wheel/*.whl
+	$(NEW)/pip $(INSTALL) --constraint tests/constraints.txt build/wheel/*.whl
 	touch $@
 
 demo: .venv/installed
@@ -58,8 +56,8 @@ demo: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/typecheck $(BIN)/mypy -p lite_whisper
-	PYTHONPATH=.venv/typecheck $(BIN)/lint-imports
+	$(BIN)/mypy -p lite_whisper
+	$(BIN)/lint-imports
 
 check: lint
 	$(PYTEST) tests -m "not slow and not long" $(SPREAD) --ignore tests/faults --ignore tests/fuzzing --ignore $(COMMANDS)
@@ -82,7 +80,7 @@ test-commands:
 	$(BIN)/python tests/compatibility/build_models.py build/compatibility
 	$(PYTEST) tests/compatibility -k 'not long' -n auto --maxprocesses 4
 	OMP_NUM_THREADS=1 $(OLD)/pytest tests/compatibility -k 'not long' -n auto --maxprocesses 4
-	OMP_NUM_THREADS=1 PYTHONPATH=.venv-4.57/package $(OLD)/pytest $(BOTH) tests/training/test_torchao.py
+	OMP_NUM_THREADS=1 $(OLD)/pytest $(BOTH) tests/training/test_torchao.py
 	$(MAKE) --no-print-directory wheel
 
 # The page of examples/browser in headless Chromium, and transformers.js in Node, both against transformers in Python.
@@ -102,9 +100,9 @@ browser-test: .venv/installed
 	cd $(PAGE) && npm run build && CHROMIUM="$(CHROMIUM)" npm test
 
 # What a Space installs, in the versions of the gate, but for an older Pillow: Gradio takes none from 13 on.
-.venv-space/installed: examples/space/requirements.txt pyproject.toml constraints.txt
+.venv-space/installed: examples/space/requirements.txt pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv-space
-	grep -v '^pillow==' constraints.txt > .venv-space/constraints.txt
+	grep -v '^pillow==' tests/constraints.txt > .venv-space/constraints.txt
 	$(SPACE)/pip $(INSTALL) --constraint .venv-space/constraints.txt torch
 	$(SPACE)/pip $(INSTALL) --constraint .venv-space/constraints.txt --editable . --requirement $< \
 		pytest playwright==1.65.2

@@ -1,8 +1,8 @@
 """
 The console script `lite-whisper`.
 
-It is installed as a module of its own, beside the package: importing the package takes seconds, because that makes its
-classes known to transformers, and `lite-whisper --help` need not wait for them.
+It is a module outside the package so that `lite-whisper --help` answers at once: importing the package registers its
+classes with transformers, which takes seconds.
 """
 
 import gc
@@ -15,54 +15,63 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 COMMANDS = {
-    "convert": ("lite_whisper.convert", "compress a Whisper"),
-    "family": ("lite_whisper.cli.family", "make the three sizes of a Whisper from one calibration"),
-    "profile": ("lite_whisper.cli.profile", "measure what products of every rank take on this machine"),
-    "recover": ("lite_whisper.cli.recover", "train a compressed model to agree with the one before compression"),
-    "pad": ("lite_whisper.cli.pad", "let a model know the silence behind a clip, so that it costs nothing"),
-    "export": ("lite_whisper.cli.export", "write a model for another runtime, such as ONNX Runtime"),
-    "transcribe": ("lite_whisper.cli.transcribe", "transcribe recordings with any Whisper"),
-    "serve": ("lite_whisper.cli.serve", "answer requests to transcribe, by the protocol of OpenAI"),
-    "evaluate": ("lite_whisper.cli.evaluate", "measure and compare error rates and speed"),
-    "score": ("lite_whisper.cli.score", "compute the figures of an evaluation again"),
-    "publish": ("lite_whisper.cli.publish", "upload a model folder to the Hub"),
+    "convert": "compress a Whisper",
+    "convert-presets": "compress a Whisper to all three preset sizes from one calibration",
+    "sweep": "compare both recipes at several sizes",
+    "profile": "benchmark low-rank layers on this machine",
+    "recover": "recover accuracy by distillation from the base model",
+    "precompute-padding": "precompute padding so that short clips run faster",
+    "merge": "merge the low-rank factors into a stock Whisper",
+    "upgrade": "rewrite a checkpoint of efficient-speech/ as a complete model folder",
+    "export": "export a model to another runtime, such as ONNX Runtime",
+    "transcribe": "transcribe recordings with any Whisper",
+    "serve": "serve an OpenAI-compatible transcription API",
+    "evaluate": "measure and compare error rates and speed",
+    "report": "recompute the report of an evaluation from its manifests",
+    "publish": "upload a model folder to the Hub",
 }
+"""Every command and its summary; the command `a-b` is implemented by `lite_whisper.cli.a_b`."""
+
+
+def module_name(command: str) -> str:
+    """The module that implements a command: its `build_parser` and its `main`."""
+    return f"lite_whisper.cli.{command.replace('-', '_')}"
 
 
 def load(command: str) -> Callable[[Sequence[str], str], int]:
-    """The `main` of a command, which takes its arguments and how the program is called, and returns the exit code."""
+    """Imports a command; returns its `main`, which takes arguments and program name and returns the exit code."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # one that is ignored, as with nohup, stays so
-        signal.signal(signal.SIGINT, interrupted)
+    if before is signal.default_int_handler:  # keep SIGINT ignored where nohup has done so
+        signal.signal(signal.SIGINT, exit_interrupted)
     try:
-        return importlib.import_module(COMMANDS[command][0]).main
+        return importlib.import_module(module_name(command)).main
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def interrupted(*signal_and_frame: object) -> NoReturn:
-    """Ends at once while packages load: a KeyboardInterrupt that comes where one of their objects is freed is lost."""
+def exit_interrupted(*signal_and_frame: object) -> NoReturn:
+    """Exits at once: a KeyboardInterrupt raised while packages load may be lost in a finaliser."""
     os.write(2, b"\ninterrupted\n")
     os._exit(130)
 
 
-def main() -> int:
-    """Runs the command that the first argument names; returns the exit code."""
+def run_command(name: str, arguments: Sequence[str], program: str) -> int:
+    """Imports and runs a command; returns the exit code."""
     try:
-        return run()
-    except KeyboardInterrupt:  # before the command runs; one that runs ends by itself
-        interrupted()
-
-
-def run() -> int:
-    """The same, without an end for Ctrl-C."""
-    name, *rest = sys.argv[1:] or [""]
-    if name in COMMANDS:
-        gc.disable()  # what is imported stays: looking through it again and again would be a third of the start
+        gc.disable()  # imported modules stay alive: collecting while they load takes a third of the start-up time
         command = load(name)
         gc.freeze()
         gc.enable()
-        return command(rest, f"lite-whisper {name}")
+        return command(arguments, program)
+    except KeyboardInterrupt:  # before the command handles it
+        exit_interrupted()
+
+
+def main() -> int:
+    """Runs the command named by the first argument; returns the exit code."""
+    name, *rest = sys.argv[1:] or [""]
+    if name in COMMANDS:
+        return run_command(name, rest, f"lite-whisper {name}")
     if name == "--version":
         print(f"lite-whisper {importlib.metadata.version('lite-whisper')}")
         return 0
@@ -73,21 +82,26 @@ def run() -> int:
             return 0
         print(f"usage: lite-whisper --completion {{{','.join(completion.SHELLS)}}}", file=sys.stderr)
         return 2
-    asked = name in ("-h", "--help")
-    print(help_text() if asked else help_text().splitlines()[0], file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+    help_requested = name in ("-h", "--help")
+    print(
+        help_text() if help_requested else help_text().splitlines()[0],
+        file=sys.stdout if help_requested else sys.stderr,
+    )
+    return 0 if help_requested else 2
 
 
 def help_text() -> str:
-    """What `lite-whisper --help` prints."""
-    commands = [f"  {command:14}{summary}" for command, (_, summary) in COMMANDS.items()]
+    """The output of `lite-whisper --help`."""
+    width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         [
-            f"usage: lite-whisper {{{','.join(COMMANDS)}}} ...  (--help after a command explains it)",
+            f"usage: lite-whisper {{{','.join(COMMANDS)}}} ...",
             "",
-            *commands,
+            *(f"  {command:{width}}{summary}" for command, summary in COMMANDS.items()),
             "",
-            "  --version     print the version",
-            "  --completion  print a script by which bash, zsh, fish or tcsh completes them",
+            f"  {'--version':{width}}print the version",
+            f"  {'--completion':{width}}print a completion script for bash, zsh, fish or tcsh",
+            "",
+            "lite-whisper COMMAND --help shows the options of a command.",
         ]
     )

@@ -28,7 +28,7 @@ CARDS = ROOT / "model_cards"
 RANKS = "ranks.png"
 UNITS = {
     **{"wer": "%", "cer": "%", "substitutions": "words", "deletions": "words", "insertions": "words", "words": "words"},
-    **{"rtfx": "s/s", "encoder_seconds": "s", "decoder_seconds": "s", "peak_memory": "B", "retried": "utterances"},
+    **{"rtfx": "s/s", "encoder_seconds": "s", "decoder_seconds": "s", "peak_memory": "B", "fallbacks": "utterances"},
     "audio_seconds": "s",
 }
 

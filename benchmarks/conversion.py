@@ -32,8 +32,8 @@ from lite_whisper.lowrank import (
     collect_sensitivities,
     compress,
     encoder_spectra,
-    load_moments,
-    save_moments,
+    load_calibration,
+    save_calibration,
 )
 
 TEXT_TOKENS = 100
@@ -86,11 +86,11 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "moments.safetensors"
         with stage("moments"):
-            save_moments(collect_moments(model, batches), kept, {})
-        moments, *_ = load_moments(kept)
+            save_calibration(collect_moments(model, batches), kept, {})
+        moments, *_ = load_calibration(kept)
         with stage("sensitivities"):
-            save_moments(moments, kept, {}, collect_sensitivities(model, batches))
-        moments, sensitivities, _ = load_moments(kept)
+            save_calibration(moments, kept, {}, collect_sensitivities(model, batches))
+        moments, sensitivities, _ = load_calibration(kept)
         with stage("spectra and ranks"):
             spectra = encoder_spectra(model, moments, sensitivities)
             dense = sum(spectrum.dense_parameters for of_layer in spectra for spectrum in of_layer.values())

@@ -8,7 +8,7 @@ MODEL is a folder of `lite-whisper pad`, SET a folder with transcripts. Every mo
 each gain in dB, and with white noise at each --noise in dB, with all positions computed and with constant padding.
 "same" is the percentage of transcripts that are identical to the letter, "wer" the word error rate without and with,
 "low" and "high" the 95 % interval of their difference (paired bootstrap over the clips). "long" counts outputs of more
-than twice the words of the reference, "retried" clips that looked broken and were decoded again with all positions.
+than twice the words of the reference, "fallbacks" clips that looked broken and were decoded again with all positions.
 "same louder" is a yardstick for "same": the percentage of transcripts that all positions leave as they are when the
 audio is a decibel louder.
 """
@@ -32,7 +32,7 @@ from lite_whisper.models.folders import load_model
 LOUDER = 1.0  # dB
 UNITS = {
     **{"clips": "clips", "same": "%", "same louder": "%", "wer without": "%", "wer with": "%", "low": "points"},
-    **{"high": "points", "long without": "clips", "long with": "clips", "retried": "clips", "times as fast": "times"},
+    **{"high": "points", "long without": "clips", "long with": "clips", "fallbacks": "clips", "times as fast": "times"},
 }
 
 
@@ -101,7 +101,7 @@ def compared(
         "high": round(difference.high, 2),
         "long without": without.long,
         "long with": with_.long,
-        "retried": known.retried,
+        "fallbacks": known.fallback,
         "times as fast": round(whole.encoder_time.seconds / known.encoder_time.seconds, 2),
     }
 

@@ -32,11 +32,11 @@ from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
 from lite_whisper.audio.windows import with_noise
-from lite_whisper.common.files import claim, write_kept
+from lite_whisper.common.files import record_origin, write_kept
 from lite_whisper.conversion.convert import CalibratedModel, load_and_calibrate
 from lite_whisper.conversion.recipes import compress_loss_aware, projections_budget
 from lite_whisper.conversion.settings import ConversionSettings
-from lite_whisper.evaluation.decoding import Decoding, transcribe
+from lite_whisper.evaluation.decoding import DecodingOptions, transcribe
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
 from lite_whisper.lowrank import compress, encoder_spectra
@@ -120,7 +120,7 @@ def main() -> None:
     windows = {} if arguments.num_samples is None else {"num_samples": arguments.num_samples}
     settings = ConversionSettings(arguments.model, arguments.output, arguments.calibration, **windows)
     origin = {"model": settings.model, "calibration": arguments.calibration, "windows": settings.num_samples}
-    claim(arguments.output, origin)
+    record_origin(arguments.output, origin)
     Benchmark(settings, arguments).run()
 
 
@@ -198,7 +198,7 @@ class Benchmark:
 
     def transcripts(self, contender: str, make: Callable[[], WhisperForConditionalGeneration]) -> dict[str, list[str]]:
         """The texts of a contender for each test; it is made where one of them is missing."""
-        texts, model, decoding = {}, None, Decoding(language=self.arguments.language)
+        texts, model, decoding = {}, None, DecodingOptions(language=self.arguments.language)
         for test, clips in self.tests.items():
             path = self.file(f"{contender}, {test}.json")
             if not path.exists():

@@ -5,7 +5,7 @@ Steps of recovery per second at the shapes of the published checkpoints (random 
         [--device cuda] [--bf16] [--threads 2]
 
 A step is a whole one: lessons read from files, forward and backward pass, optimizer. The first two are not counted.
-Lessons have 100 tokens of text. Memory is the most that the device holds, on the CPU the most that is resident in all.
+DistillationDataset have 100 tokens of text. Memory is the most that the device holds, on the CPU the most that is resident in all.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 from lite_whisper.common.memory import PeakMemory
 from lite_whisper.common.timing import now
-from lite_whisper.training.lessons import Lessons, Recovery, compared_layers
+from lite_whisper.training.distillation_data import DistillationDataset, Recovery, compared_layers
 from lite_whisper.training.recovery import freeze
 from lite_whisper.training.trainer import RecoveryTrainer, training_arguments
 
@@ -40,7 +40,7 @@ class Clock(TrainerCallback):
         self.times.append(now(args.device))
 
 
-def random_lessons(config: LiteWhisperConfig, count: int, folder: Path) -> Lessons:
+def random_lessons(config: LiteWhisperConfig, count: int, folder: Path) -> DistillationDataset:
     """Files of the shape that `teach` writes, with noise in them."""
     frames = (config.max_source_positions, config.d_model)
     lesson = {
@@ -54,7 +54,7 @@ def random_lessons(config: LiteWhisperConfig, count: int, folder: Path) -> Lesso
     files = [folder / f"{index}.safetensors" for index in range(count)]
     for file in files:
         save_file(lesson, file)
-    return Lessons(files)
+    return DistillationDataset(files)
 
 
 def main() -> None:
@@ -83,8 +83,8 @@ def main() -> None:
             options = training_arguments(settings, arguments.steps, 1e-4, Path(work), arguments.bf16, device)
             options.eval_strategy = options.save_strategy = "no"
             options.load_best_model_at_end = options.eval_on_start = False
-            lessons = random_lessons(config, 2 * arguments.batch_size, Path(work))
-            RecoveryTrainer(student, settings, options, train_dataset=lessons, callbacks=[clock]).train()
+            distillation_data = random_lessons(config, 2 * arguments.batch_size, Path(work))
+            RecoveryTrainer(student, settings, options, train_dataset=distillation_data, callbacks=[clock]).train()
         rate = (len(clock.times) - WARM_UP) / (clock.times[-1] - clock.times[WARM_UP - 1])
         print(
             f"{shape} {arguments.size}, batch {arguments.batch_size}, {'bf16' if arguments.bf16 else 'fp32'}, {name}: "

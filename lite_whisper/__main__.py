@@ -2,6 +2,6 @@
 
 import sys
 
-from lite_whisper.cli.lite_whisper_commands import main
+from lite_whisper_commands import main
 
 sys.exit(main())

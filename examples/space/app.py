@@ -14,8 +14,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from lite_whisper.cli import exit_codes
 from lite_whisper.common.errors import InputError
-from lite_whisper.serving.batches import Batches, Decoding
-from lite_whisper.serving.fields import Abilities
+from lite_whisper.serving.batches import Batches, DecodingOptions
+from lite_whisper.serving.fields import Capabilities
 
 TITLE = "Whisper, stock and compressed"
 INTRODUCTION = f"""# {TITLE}
@@ -39,7 +39,7 @@ def transcribe(
         gr.Error: the clip cannot be used.
     """
     try:
-        outcomes = compare(models, file, Decoding(task, language or None))
+        outcomes = compare(models, file, DecodingOptions(task, language or None))
     except InputError as error:
         raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
     shown: list[Any] = [f"### {verdict(**outcomes)}"]
@@ -49,18 +49,18 @@ def transcribe(
     return shown
 
 
-def build_page(models: Mapping[str, Batches], abilities: Mapping[str, Abilities]) -> gr.Blocks:
+def build_page(models: Mapping[str, Batches], capabilities: Mapping[str, Capabilities]) -> gr.Blocks:
     """
     Builds the page.
 
     Args:
         models (`Mapping[str, Batches]`): `"stock"` and `"compressed"`.
-        abilities (`Mapping[str, Abilities]`): likewise, what can be asked of them.
+        abilities (`Mapping[str, Capabilities]`): likewise, what can be asked of them.
     """
-    codes = frozenset.intersection(*(known.languages for known in abilities.values()))
+    codes = frozenset.intersection(*(known.languages for known in capabilities.values()))
     languages = sorted((LANGUAGES[code].capitalize(), code) for code in codes)
     tasks = [("Transcribe", "transcribe")]
-    if all(known.translates for known in abilities.values()):
+    if all(known.translates for known in capabilities.values()):
         tasks.append(("Translate into English", "translate"))
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP, KEEP)) as page:
@@ -72,7 +72,7 @@ def build_page(models: Mapping[str, Batches], abilities: Mapping[str, Abilities]
         button = gr.Button("Transcribe", variant="primary")
         outputs: list[Any] = [gr.Markdown()]
         with gr.Row():
-            for which, known in abilities.items():
+            for which, known in capabilities.items():
                 with gr.Column(min_width=320):
                     gr.Markdown(f"## {which.capitalize()}\n\n{known.name}")
                     outputs += [
@@ -104,8 +104,8 @@ def main() -> int:
     def serve() -> None:
         loaded = {which: load(getattr(arguments, which)) for which in ("stock", "compressed")}
         models = {which: model for which, (model, _) in loaded.items()}
-        abilities = {which: known for which, (_, known) in loaded.items()}
-        build_page(models, abilities).launch(
+        capabilities = {which: known for which, (_, known) in loaded.items()}
+        build_page(models, capabilities).launch(
             server_name="0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1",  # the Hub connects from elsewhere
             share=False,
             ssr_mode=False,

@@ -8,8 +8,8 @@ from lite_whisper.audio import Clip, Entry, decode
 from lite_whisper.common.errors import InputError
 from lite_whisper.common.processes import available_device
 from lite_whisper.models.folders import load_model
-from lite_whisper.serving.batches import Batches, Decoding
-from lite_whisper.serving.fields import Abilities
+from lite_whisper.serving.batches import Batches, DecodingOptions
+from lite_whisper.serving.fields import Capabilities
 from lite_whisper.transcription.formats import Transcript
 from lite_whisper.transcription.recognizers import Computing, load_recognizer
 from lite_whisper.transcription.transcriber import Recording, pipeline_options
@@ -35,7 +35,7 @@ class Outcome:
     real_time_factor: float
 
 
-def load(name: str) -> tuple[Batches, Abilities]:
+def load(name: str) -> tuple[Batches, Capabilities]:
     """
     A model that transcribes one clip at a time, in fp32: a compressed one in its inference mode, a stock one as it is.
 
@@ -43,7 +43,7 @@ def load(name: str) -> tuple[Batches, Abilities]:
         name (`str`): Hub id or folder of a Whisper, compressed or not.
 
     Returns:
-        `tuple[Batches, Abilities]`: the model, and what can be asked of it.
+        `tuple[Batches, Capabilities]`: the model, and what can be asked of it.
 
     Raises:
         InputError: there is no such model, or its files are damaged.
@@ -51,7 +51,7 @@ def load(name: str) -> tuple[Batches, Abilities]:
     model, processor = load_model(name)
     computing = Computing("transformers", "float32", available_device(None), batch_size=1)
     recognizer, _ = load_recognizer(model, processor, computing, lambda: None, pipeline_options())
-    return Batches(recognizer, batch_size=1), Abilities.of(name, model, computing.backend)
+    return Batches(recognizer, batch_size=1), Capabilities.of(name, model, computing.backend)
 
 
 def read(file: str | None, window: float) -> Recording:
@@ -74,7 +74,7 @@ def read(file: str | None, window: float) -> Recording:
     return Recording.of(0, Entry(clip.name, lambda: file, None, clip.name), clip, window)
 
 
-def compare(models: Mapping[str, Batches], file: str | None, decoding: Decoding) -> dict[str, Outcome]:
+def compare(models: Mapping[str, Batches], file: str | None, decoding: DecodingOptions) -> dict[str, Outcome]:
     """
     Lets models transcribe the same clip several times, in turn.
 
@@ -84,7 +84,7 @@ def compare(models: Mapping[str, Batches], file: str | None, decoding: Decoding)
     Args:
         models (`Mapping[str, Batches]`): by the names under which the outcomes come back.
         file (`str`, *optional*): the path of the clip.
-        decoding (`Decoding`): how it is decoded.
+        decoding (`DecodingOptions`): how it is decoded.
 
     Raises:
         InputError: the clip cannot be used.

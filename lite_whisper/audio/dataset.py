@@ -52,7 +52,7 @@ class AudioDataset:
         """The clips, none of them read yet, in the order in which iteration gives them."""
         return _take_turns([itertools.chain.from_iterable(part() for part in parts) for parts in self._sources])
 
-    def chunks(self, size: int, num_samples: int | None = None) -> Iterator[list[tuple[int, Entry]]]:
+    def chunks(self, size: int, num_clips: int | None = None) -> Iterator[list[tuple[int, Entry]]]:
         """
         Consecutive clips of each source, none of them read yet; several processes share the chunks.
 
@@ -63,13 +63,13 @@ class AudioDataset:
 
         Args:
             size (`int`): clips of a chunk.
-            num_samples (`int`, *optional*): how many clips to take in all.
+            num_clips (`int`, *optional*): how many clips to take in all.
         """
         parts = list(enumerate(part for parts in self._sources for part in parts))
-        if num_samples is None and len(parts) >= num_processes():
+        if num_clips is None and len(parts) >= num_processes():
             return itertools.chain.from_iterable(_chunks(part, size, number) for number, part in shard(parts))
         chunks = itertools.chain.from_iterable(_chunks(part, size, number) for number, part in parts)
-        return shard(_first(chunks, num_samples))
+        return shard(_first(chunks, num_clips))
 
     def read(self, entry: Entry) -> Clip | None:
         """Its clip, or None where that is skipped because it cannot be read."""
@@ -117,13 +117,13 @@ def _chunks(part: _Part, size: int, number: int) -> Iterator[list[tuple[int, Ent
         yield chunk
 
 
-def _first(chunks: Iterator[list[tuple[int, Entry]]], num_samples: int | None) -> Iterator[list[tuple[int, Entry]]]:
+def _first(chunks: Iterator[list[tuple[int, Entry]]], num_clips: int | None) -> Iterator[list[tuple[int, Entry]]]:
     """So many clips of the first chunks, or all."""
     for chunk in chunks:
-        yield chunk[:num_samples]
-        if num_samples is not None:
-            num_samples -= len(chunk)
-            if num_samples <= 0:
+        yield chunk[:num_clips]
+        if num_clips is not None:
+            num_clips -= len(chunk)
+            if num_clips <= 0:
                 return
 
 

@@ -21,7 +21,7 @@ SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
 def feature_batches(
     clips: Iterable[Clip],
     feature_extractor: WhisperFeatureExtractor,
-    num_samples: int,
+    num_windows: int,
     batch_size: int,
     noise: tuple[float, float] | tuple[()] = (),
     seed: int = 0,
@@ -32,7 +32,7 @@ def feature_batches(
     Args:
         clips (`Iterable[Clip]`): 16 kHz audio; what is longer than a window gives several.
         feature_extractor (`WhisperFeatureExtractor`): the model's own.
-        num_samples (`int`): how many windows to take at the most.
+        num_windows (`int`): how many windows to take at the most.
         batch_size (`int`): windows per batch.
         noise (`tuple[float, float]`, *optional*): range of signal-to-noise ratios in dB at which white noise is added;
             no noise by default.
@@ -56,7 +56,7 @@ def feature_batches(
             else:
                 silent += 1
 
-    windows = itertools.islice(sounding_windows(), num_samples)
+    windows = itertools.islice(sounding_windows(), num_windows)
     used = 0
     while batch := list(itertools.islice(windows, batch_size)):
         yield feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features

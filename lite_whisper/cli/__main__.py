@@ -1,7 +1,7 @@
-"""`python -m lite_whisper.cli`, as `accelerate launch -m lite_whisper.cli` starts it."""
+"""`python -m lite_whisper.cli`, for `accelerate launch -m lite_whisper.cli`."""
 
 import sys
 
-from .lite_whisper_commands import main
+from lite_whisper_commands import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""Completion of the console script in a shell."""
+"""Shell completion of the console script."""
 
 import argparse
 import importlib
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import shtab
 
-from .lite_whisper_commands import COMMANDS
+from lite_whisper_commands import COMMANDS, module_name
 
 SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 
 
 def script(shell: str) -> str:
     """
-    The script by which a shell completes commands, options and files.
+    The completion script of a shell, for commands, options and files.
 
     Args:
         shell (`str`): one of `SHELLS`.
@@ -21,10 +21,17 @@ def script(shell: str) -> str:
     parser = argparse.ArgumentParser(prog="lite-whisper")
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers()
-    for name, (module, summary) in COMMANDS.items():
-        of_command = importlib.import_module(module).build_parser(f"lite-whisper {name}")
-        commands.add_parser(name, parents=[of_command], add_help=False, help=summary)
-        for action in of_command._actions:  # shtab's way to say what an option takes
-            if action.type is Path or action.dest in ("model", "models", "dataset", "sources", "evaluate"):
+    for name, summary in COMMANDS.items():
+        command = importlib.import_module(module_name(name)).build_parser(f"lite-whisper {name}")
+        commands.add_parser(name, parents=[command], add_help=False, help=summary)
+        for action in command._actions:  # how shtab is told that a value is a file
+            if action.type is Path or action.dest in (
+                "model",
+                "models",
+                "base_model",
+                "dataset",
+                "sources",
+                "evaluate",
+            ):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)

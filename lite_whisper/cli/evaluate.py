@@ -8,21 +8,21 @@ from ..common.errors import InputError
 from ..common.files import check_output_file
 from ..common.processes import is_main_process
 from ..evaluation.comparison import EvaluationSettings, evaluate_models
-from ..evaluation.decoding import Decoding
+from ..evaluation.decoding import DecodingOptions
 from ..evaluation.leaderboard import LANGUAGES, SETS
 from ..evaluation.robustness import Row, robustness
 from ..evaluation.word_error_rate import NORMALIZERS, check_scoring
 from . import exit_codes
-from .options import add_computing, add_decoding, positive
-from .score import add_scoring, report
+from .options import add_batch_size, add_decoding, add_device, add_dtype, positive
+from .report import add_scoring, report
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper evaluate`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Transcribe datasets with any number of models and report error rates and speed. Every model and "
-        "set has a manifest in --output, to which a run that was interrupted adds what is missing.",
+        description="Transcribe datasets with any number of models and report error rates and speed. Each model and "
+        "dataset gets a manifest in --output; run the same command again to resume an interrupted run.",
     )
     parser.add_argument("models", nargs="+", help="Hub ids or folders of Whispers, compressed or not")
     parser.add_argument(
@@ -31,22 +31,24 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         action="extend",
         required=True,
         help="audio with transcripts: folders with metadata.csv, Hub datasets as org/name[:config[:split]], "
-        f"or sets of the Open ASR leaderboard: {', '.join(SETS)}",
+        f"or test sets of the Open ASR leaderboard: {', '.join(SETS)}",
     )
-    parser.add_argument("--text-column", help="of the transcripts, where it has none of the usual names")
+    parser.add_argument("--text-column", help="column of the transcripts, if it has an unusual name")
     add_decoding(parser)
     parser.add_argument(
         "--normalizer",
         choices=NORMALIZERS,
-        help="of the texts (default english, or basic where --language names another)",
+        help="text normalizer applied before scoring (default: english, or basic if --language is another language)",
     )
     add_scoring(parser)
-    parser.add_argument("--num-samples", type=positive, help="clips of each set (default all)")
-    add_computing(parser, batch_size=8)
+    parser.add_argument("--num-clips", type=positive, help="number of clips from each dataset (default: all)")
+    add_device(parser)
+    add_dtype(parser, EvaluationSettings.dtype)
+    add_batch_size(parser, EvaluationSettings.batch_size, "clips")
     parser.add_argument(
-        "--output", type=Path, default=Path("results"), help="folder of the manifests (default results)"
+        "--output", type=Path, default=EvaluationSettings.output, help="folder of the manifests (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
         "--robustness",
         action="store_true",
@@ -56,19 +58,19 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 
 def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
-    """The settings that the arguments make up, with the names of sets filled in."""
+    """The settings given by the options, with the names of leaderboard sets resolved."""
     for language in LANGUAGES:
         if f"leaderboard-{language}" in arguments.dataset and arguments.language != language:
-            raise InputError(f"leaderboard-{language} is of one language: {language}", setting="language")
+            raise InputError(f"leaderboard-{language} requires --language {language}", setting="language")
     english = arguments.language in (None, "en")
     return EvaluationSettings(
         models=arguments.models,
         dataset=[source for name in arguments.dataset for source in SETS.get(name, [name])],
         output=arguments.output,
         text_column=arguments.text_column,
-        decoding=Decoding(arguments.num_beams, arguments.language, arguments.task),
+        decoding=DecodingOptions(arguments.num_beams, arguments.language, arguments.task),
         normalizer=arguments.normalizer or ("english" if english else "basic"),
-        num_samples=arguments.num_samples,
+        num_clips=arguments.num_clips,
         batch_size=arguments.batch_size,
         device=arguments.device,
         dtype=arguments.dtype,
@@ -89,13 +91,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def print_robustness(rows: dict[str, Row]) -> None:
-    """Prints a column for each model."""
+    """Prints one column per model."""
     width = max(map(len, rows)) + 2
     first = next(iter(rows))
     print(f"\nrobustness, against {first}\n{'':22}" + "".join(f"{name:>{width}}" for name in rows))
     for key in rows[first]:
         print(f"{key:22}" + "".join(f"{_cell(row[key]):>{width}}" for row in rows.values()))
-    print("shifts in seconds; words in all windows of a kind together; other_language and translation_wer in per cent")
+    print("shifts in seconds; words summed over all windows of a kind; other_language and translation_wer in per cent")
 
 
 def _cell(value: float | int | None) -> str:

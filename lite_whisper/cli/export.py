@@ -4,19 +4,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..export.export import FORMATS, ExportSettings, export
+from ..export.export import EXPORT_FORMATS, ExportSettings, export
 from . import exit_codes
+from .options import add_model_folder, add_overwrite
 
-WEIGHTS = ("*.onnx*", "*_model.bin", "model.bin", "model.safetensors")  # files that hold them
+WEIGHT_FILES = ("*.onnx*", "*_model.bin", "model.bin", "model.safetensors")
 
 
-def precisions(text: str) -> tuple[str, ...]:
-    """Names of precisions, separated by commas."""
-    known = list(dict.fromkeys(name for of in FORMATS.values() for name in of.precisions))
+def dtypes(text: str) -> tuple[str, ...]:
+    """Names of data types, separated by commas."""
+    known = list(dict.fromkeys(name for export_format in EXPORT_FORMATS.values() for name in export_format.dtypes))
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
         if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
     return names
 
 
@@ -24,33 +25,34 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper export`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Write a Whisper, compressed or not, as a folder for another runtime.",
+        description="Export a Whisper, compressed or not, to a folder for another runtime.",
     )
-    parser.add_argument("model", help="Hub id or folder of a Whisper, compressed or not")
+    add_model_folder(parser)
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=EXPORT_FORMATS,
         required=True,
-        help="onnx: for ONNX Runtime, onnx-asr and transformers.js; faster-whisper: for its LiteWhisperModel; "
-        "openvino: for openvino-genai and whisper.cpp",
+        help="onnx: for ONNX Runtime, onnx-asr and transformers.js; faster-whisper: for "
+        "lite_whisper.integrations.faster_whisper; openvino: for openvino-genai and whisper.cpp",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    supported = "; ".join(
+        f"{name}: {', '.join(each.dtypes)} (default: {','.join(each.default_dtypes)})"
+        for name, each in EXPORT_FORMATS.items()
+    )
     parser.add_argument(
         "--dtype",
-        type=precisions,
-        help="of the weights, separated by commas where a folder may hold several; "
-        + "; ".join(
-            f"{name}: {', '.join(of.precisions)} (default {','.join(of.usual)})" for name, of in FORMATS.items()
-        ),
+        type=dtypes,
+        help=f"data type of the weights, several separated by commas if the format allows; {supported}",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder at --output")
+    add_overwrite(parser)
     return parser
 
 
 def run(settings: ExportSettings) -> None:
-    """Exports, and prints what was written."""
+    """Exports, and prints the files written."""
     export(settings)
-    for path in sorted(path for pattern in WEIGHTS for path in settings.output.rglob(pattern)):
+    for path in sorted(path for pattern in WEIGHT_FILES for path in settings.output.rglob(pattern)):
         print(f"{path.stat().st_size / 2**20:8.1f} MiB  {path.relative_to(settings.output)}")
     print(f"written to {settings.output}")
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from ..conversion.profile import profile
 from ..lowrank.time_cost import DENSE
 from . import exit_codes
-from .options import add_computing
+from .options import add_batch_size, add_device, add_dtype, add_model_folder
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, and prints the table."""
     table, image = profile(arguments.model, arguments.output, arguments.batch_size, arguments.device, arguments.dtype)
     print(", ".join(f"{name} {value}" for name, value in table.machine.items()))
-    print(f"encoder of stock Whisper {table.stock / 1e3:.2f} ms per window, without its projections ", end="")
-    print(f"{table.rest / 1e3:.2f} ms in the inference mode")
+    print(f"encoder of stock Whisper: {table.stock / 1e3:.2f} ms per window; everything but its projections, ", end="")
+    print(f"in optimised inference: {table.rest / 1e3:.2f} ms")
     for (inputs, outputs), times in table.products.items():
         print(f"\n{inputs} -> {outputs}")
         for rank, time in times.items():
@@ -27,12 +27,16 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper profile`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Measure what the encoder of a Whisper takes on this machine, dense and at several ranks, for "
-        "lite-whisper convert --target-speedup. Run it where the compressed model will run.",
+        description="Benchmark the encoder layers of a Whisper on this machine, dense and at several ranks, for "
+        "lite-whisper convert --target-speedup. Run it on the target machine.",
     )
-    parser.add_argument("model", help="Hub id or folder of the Whisper that will be compressed")
-    parser.add_argument("--output", type=Path, default=Path("profile.json"), help="the table (default profile.json)")
-    add_computing(parser, batch_size=1)
+    add_model_folder(parser, "Whisper to be compressed")
+    parser.add_argument(
+        "--output", type=Path, default=Path("profile.json"), help="file to write (default: %(default)s)"
+    )
+    add_device(parser)
+    add_dtype(parser, "float32")
+    add_batch_size(parser, 1)
     return parser
 
 

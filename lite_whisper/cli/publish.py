@@ -1,4 +1,4 @@
-"""The command `lite-whisper publish`, and how others publish what they have made."""
+"""The command `lite-whisper publish`, and the publishing step of other commands."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from ..publishing.eval_results import LEADERBOARD
 from ..publishing.hub import Destination, check_destination, files_to_upload, prepare_upload, publish
 from . import exit_codes
 from .options import add_hub
-from .score import add_scoring
+from .report import add_scoring
 
 
 def destination(arguments: argparse.Namespace, repo_id: str) -> Destination:
-    """Where the options of `add_hub` say that a model goes."""
+    """The destination given by the options of `add_hub`."""
     return Destination(repo_id, arguments.private, arguments.revision, arguments.create_pr)
 
 
 def check_login(arguments: argparse.Namespace, repo_id: str) -> None:
-    """Makes sure, before long work, that the model can be published afterwards."""
+    """Checks, before long work, that the model can be published afterwards."""
     if not arguments.dry_run:
         check_destination(destination(arguments, repo_id))
 
@@ -29,7 +29,7 @@ def check_login(arguments: argparse.Namespace, repo_id: str) -> None:
 def publish_folder(
     arguments: argparse.Namespace, folder: Path, repo_id: str, manifests: Sequence[Path] = (), scoring: str = "plain"
 ) -> None:
-    """Publishes a model folder as the options of `add_hub` say, or lists its files."""
+    """Publishes a model folder, or with `--dry-run` lists the files that would be uploaded."""
     if arguments.dry_run:
         files = {*files_to_upload(folder), Path(CARD), *([Path(EVALUATION)] if manifests else [])}
         if any(read_settings(path)["dataset"] in SHORT_FORM for path in manifests):
@@ -37,7 +37,7 @@ def publish_folder(
         for file in sorted(files):
             size = f"{(folder / file).stat().st_size / 1e6:12.3f} MB" if (folder / file).exists() else f"{'new':>15}"
             print(f"{size}  {exit_codes.printable(str(file))}")
-        print(f"would be uploaded to {repo_id}; nothing was")
+        print(f"would be uploaded to {repo_id}; nothing was uploaded")
         return
     check_login(arguments, repo_id)  # before anything in the folder is changed
     commit = publish(folder, destination(arguments, repo_id), prepare_upload(folder, repo_id, manifests, scoring))
@@ -48,20 +48,20 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper publish`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Upload a model folder to the Hub, in one commit, with a card rendered from the data in it. "
+        description="Upload a model folder to the Hub in one commit, with a model card rendered from its data. "
         "Log in first with hf auth login.",
     )
     parser.add_argument(
-        "folder", type=Path, help="that convert.py has written, or save_pretrained of model and processor"
+        "folder", type=Path, help="model folder written by convert.py, or by save_pretrained of model and processor"
     )
-    parser.add_argument("repo_id", help="org/name; created if needed")
+    parser.add_argument("repo_id", help="repository on the Hub as org/name, created if needed")
     parser.add_argument(
         "--manifests",
         nargs="+",
         type=Path,
         default=[],
-        help="that lite-whisper evaluate has written, of this model and of those to compare it with: their figures go "
-        "into the card",
+        help="manifests written by lite-whisper evaluate for this model and for those it is compared with; their "
+        "figures go into the card",
     )
     add_scoring(parser)
     add_hub(parser)

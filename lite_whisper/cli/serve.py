@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from ..serving.settings import ServingSettings
 from . import exit_codes
-from .options import add_computing, positive, positive_number
+from .options import DTYPES, add_batch_size, add_device, add_dtype, add_model_folder, positive, positive_number
 
 
 def port(text: str) -> int:
-    """The number of a port."""
+    """A port number, parsed from text."""
     if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number (0 to 65535)")
     return int(text)
 
 
@@ -19,55 +19,61 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper serve`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Serve a Whisper, compressed or not, by the protocol of OpenAI: /v1/audio/transcriptions and "
-        "/v1/audio/translations. What several clients ask for runs in batches.",
+        description="Serve a Whisper, compressed or not, through an OpenAI-compatible API: /v1/audio/transcriptions and "
+        "/v1/audio/translations. Concurrent requests are batched.",
     )
-    parser.add_argument("model", help="Hub id or folder of a Whisper, compressed or not")
-    limits = ServingSettings("")
+    add_model_folder(parser)
     parser.add_argument(
         "--host",
-        default=limits.host,
-        help=f"the address to listen on (default {limits.host}, which this machine alone can reach)",
+        default=ServingSettings.host,
+        help="address to listen on (default: %(default)s, reachable from this machine only)",
     )
-    parser.add_argument("--port", type=port, default=limits.port, help=f"default {limits.port}; 0 takes a free one")
-    add_computing(parser, batch_size=limits.batch_size, int8=True)
+    parser.add_argument(
+        "--port", type=port, default=ServingSettings.port, help="port; 0 picks a free one (default: %(default)s)"
+    )
+    add_device(parser)
+    add_dtype(parser, ServingSettings.dtype, (*DTYPES, "int8"))
+    add_batch_size(parser, ServingSettings.batch_size)
     parser.add_argument(
         "--backend",
         choices=("transformers", "ctranslate2"),
-        default="transformers",
-        help="what computes: transformers (the default), or ctranslate2, whose decoder is faster on CPUs and which "
-        "needs lite-whisper[faster-whisper]",
+        default=ServingSettings.backend,
+        help="engine that runs the model; the ctranslate2 decoder is faster on CPUs and requires "
+        "lite-whisper[faster-whisper] (default: %(default)s)",
     )
     parser.add_argument(
-        "--queue",
+        "--max-requests",
         type=positive,
-        default=limits.queue,
-        help=f"requests at once, those that wait too; more are told to come again (default {limits.queue})",
+        default=ServingSettings.max_requests,
+        help="maximum number of queued and running requests; further ones get HTTP 429 (default: %(default)s)",
     )
     parser.add_argument(
         "--max-upload",
         type=positive_number,
-        default=limits.max_upload,
-        help=f"megabytes of a file (default {limits.max_upload:g})",
+        default=ServingSettings.max_upload,
+        metavar="MB",
+        help="maximum size of an audio file in megabytes (default: %(default)g)",
     )
     parser.add_argument(
         "--max-duration",
         type=positive_number,
-        default=limits.max_duration,
-        help=f"seconds of audio in a file (default {limits.max_duration:g})",
+        default=ServingSettings.max_duration,
+        metavar="SECONDS",
+        help="maximum duration of an audio file in seconds (default: %(default)g)",
     )
     parser.add_argument(
         "--timeout",
         type=positive_number,
-        default=limits.timeout,
-        help=f"seconds that a request may take (default {limits.timeout:g})",
+        default=ServingSettings.timeout,
+        metavar="SECONDS",
+        help="maximum time for one request in seconds (default: %(default)g)",
     )
     return parser
 
 
 def run(settings: ServingSettings) -> None:
-    """Serves, and prints where."""
-    from ..serving.serve import serve  # FastAPI need not be installed
+    """Serves, and prints the URL."""
+    from ..serving.serve import serve  # imports FastAPI, which is optional
 
     serve(settings, ready=lambda said: print(said, flush=True))
 

@@ -4,19 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..transcription.formats import FORMATS
+from ..transcription.formats import TRANSCRIPT_FORMATS
 from ..transcription.output import Output
 from ..transcription.transcribe import TranscriptionSettings, transcribe_to_output
 from . import exit_codes
-from .options import add_computing, add_decoding, checked
+from .options import DTYPES, add_batch_size, add_decoding, add_device, add_dtype, add_overwrite, checked
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper transcribe`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Transcribe any number of recordings of any length. A run that was interrupted goes on when the "
-        "same command is given again.",
+        description="Transcribe any number of recordings of any length. Run the same command again to resume an "
+        "interrupted run.",
     )
     parser.add_argument("sources", nargs="+", help="files, folders, patterns such as 'calls/**/*.wav', or Hub datasets")
     parser.add_argument("--model", required=True, help="Hub id or folder of a Whisper, compressed or not")
@@ -24,52 +24,57 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         "--output",
         type=Path,
         required=True,
-        help="a file .jsonl, with a line for each recording; a file .txt, .srt or .vtt, for one recording; or, with "
-        "--format, a folder in which each recording has a file",
+        help="file to write: .jsonl with one line per recording, or .txt, .srt or .vtt for a single recording; with "
+        "--format, a folder with one file per recording",
     )
-    parser.add_argument("--format", choices=FORMATS, help="of the files in a folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file at --output")
+    parser.add_argument("--format", choices=TRANSCRIPT_FORMATS, help="format of the files in the output folder")
+    add_overwrite(parser)
     parser.add_argument(
-        "--timestamps", choices=("none", "segment", "word"), default="segment", help="of the segments (default segment)"
+        "--timestamps",
+        choices=("none", "segment", "word"),
+        default=TranscriptionSettings.timestamps,
+        help="granularity of the timestamps (default: %(default)s)",
     )
     parser.add_argument(
         "--sequential",
         action="store_true",
-        help="do not cut recordings that are longer than a window, but let Whisper go through them window by window; "
-        "slower",
+        help="decode recordings longer than a window sequentially, window by window, instead of splitting them at "
+        "silences; slower",
     )
     add_decoding(parser)
-    add_computing(parser, batch_size=8, int8=True)
+    add_device(parser)
+    add_dtype(parser, TranscriptionSettings.dtype, (*DTYPES, "int8"))
+    add_batch_size(parser, TranscriptionSettings.batch_size)
     parser.add_argument(
         "--backend",
         choices=("transformers", "ctranslate2", "auto"),
-        default="transformers",
-        help="what computes: transformers (the default); ctranslate2, whose decoder is faster on CPUs and which "
-        "needs lite-whisper[faster-whisper]; or auto, the one that takes less for the first recording",
+        default=TranscriptionSettings.backend,
+        help="engine that runs the model; the ctranslate2 decoder is faster on CPUs and requires "
+        "lite-whisper[faster-whisper]; auto picks the faster one on the first recording (default: %(default)s)",
     )
     parser.add_argument(
         "--ray",
         action="store_true",
-        help="share the work over the devices of a Ray cluster (that of RAY_ADDRESS, or one started on this machine), "
-        "whose nodes need lite-whisper and see the files under the same names",
+        help="distribute the work over a Ray cluster (at RAY_ADDRESS, or started on this machine); every node needs "
+        "lite-whisper and the files at the same paths",
     )
     return parser
 
 
 def settings_from(arguments: argparse.Namespace) -> TranscriptionSettings:
-    """The settings that the arguments make up."""
+    """The settings given by the options."""
     values = {name: value for name, value in vars(arguments).items() if name not in ("output", "format")}
-    return TranscriptionSettings(output=Output.named(arguments.output, arguments.format), **values)
+    return TranscriptionSettings(output=Output.from_path(arguments.output, arguments.format), **values)
 
 
 def run(settings: TranscriptionSettings) -> None:
-    """Transcribes, and prints what came of it."""
+    """Transcribes, and prints a summary."""
     counts = transcribe_to_output(settings)
     unreadable = f", {counts.failed} could not be read" if counts.failed else ""
-    retried = f", {counts.retried} of them again with all positions, as they looked broken" if counts.retried else ""
-    if counts.choice:
-        print(counts.choice)
-    print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{retried}{unreadable}")
+    fallbacks = f", {counts.fallbacks} of them with the fallback to all positions" if counts.fallbacks else ""
+    if counts.backend_choice:
+        print(counts.backend_choice)
+    print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{fallbacks}{unreadable}")
     print(f"written to {settings.output.path}")
 
 

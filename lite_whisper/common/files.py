@@ -101,7 +101,7 @@ def _holds_results(folder: Path) -> bool:
     return any(path.is_file() and path.name != ORIGIN and path.name[0] != "." for path in folder.rglob("*"))
 
 
-def claim(folder: Path, origin: dict[str, Any]) -> None:
+def record_origin(folder: Path, origin: dict[str, Any]) -> None:
     """
     Makes a folder the place for results of one origin, which is written into it; other results are refused.
 

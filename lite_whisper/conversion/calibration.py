@@ -20,7 +20,7 @@ from ..common.tensor_files import Checkpoint
 from ..common.timing import now
 from ..lowrank.moments import EncoderMoments, collect_moments
 from ..lowrank.sensitivity import Sensitivities, collect_sensitivities
-from ..lowrank.storage import load_moments, save_moments
+from ..lowrank.storage import load_calibration, save_calibration
 from .settings import ConversionSettings
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def calibration_settings(settings: ConversionSettings, weights: str) -> dict[str
     return {
         "encoder_weights": weights,
         "datasets": None if settings.dataset is None else list(settings.dataset),
-        "num_samples": settings.num_samples,
+        "num_windows": settings.num_windows,
         "noise": list(settings.noise or ()),
         "seed": settings.seed,
         "dtype": settings.dtype,
@@ -93,15 +93,15 @@ def _calibrate_liteasr(
     work: Path,
 ) -> Calibration:
     """The published recipe: moments alone, from a stream of the audio."""
-    kept = _load(settings.moments, wanted)
+    kept = _load(settings.calibration_file, wanted)
     if kept:
         return replace(kept, sensitivities=None)
     audio, features = calibration_windows(settings, extractor)
-    windows = math.ceil(settings.num_samples / num_processes())
+    windows = math.ceil(settings.num_windows / num_processes())
     moments = collect_moments(model, features, windows, _checkpoint(settings, work, "moments", wanted))
     found = Calibration(moments, _origin(wanted, moments, audio))
-    if settings.moments and is_main_process():
-        save_moments(found.moments, settings.moments, found.origin)
+    if settings.calibration_file and is_main_process():
+        save_calibration(found.moments, settings.calibration_file, found.origin)
     return found
 
 
@@ -113,7 +113,7 @@ def _calibrate_loss_aware(
     work: Path,
 ) -> Calibration:
     """The default recipe: moments and sensitivities; the padding may be learnt from the same features."""
-    path = settings.moments or work / "moments.safetensors"
+    path = settings.calibration_file or work / "moments.safetensors"
     kept = _load(path, wanted)
     if kept and kept.sensitivities:
         return kept
@@ -136,9 +136,9 @@ def _calibrate_loss_aware(
 def _in_file(found: Calibration, path: Path) -> Calibration:
     """Writes what was found, and returns it mapped into memory from there: it takes room only while it is used."""
     if is_main_process():
-        save_moments(found.moments, path, found.origin, found.sensitivities)
+        save_calibration(found.moments, path, found.origin, found.sensitivities)
     PartialState().wait_for_everyone()
-    moments, sensitivities, _ = load_moments(path)
+    moments, sensitivities, _ = load_calibration(path)
     return replace(found, moments=moments, sensitivities=sensitivities)
 
 
@@ -160,10 +160,10 @@ def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:
     """What the file keeps, where there is one; it must have been made as is wanted, in whichever audio if unnamed."""
     if path is None:
         return None
-    check_output_file(path, "moments")
+    check_output_file(path, "calibration_file")
     if not broadcast(path.exists()):
         return None
-    moments, sensitivities, origin = load_moments(path)
+    moments, sensitivities, origin = load_calibration(path)
     unnamed = wanted["datasets"] is None
     check_same(origin, {"encoder_weights": wanted["encoder_weights"]} if unnamed else wanted, path)
     return Calibration(moments, origin, sensitivities)
@@ -175,7 +175,7 @@ def calibration_windows(
     """The calibration audio, and this process's shard of its log-mel features, batch by batch."""
     assert settings.dataset is not None and settings.noise is not None
     audio = AudioDataset(settings.dataset, seed=settings.seed)
-    size, count = settings.batch_size, settings.num_samples
+    size, count = settings.batch_size, settings.num_windows
     return audio, shard(feature_batches(audio, extractor, count, size, settings.noise, settings.seed))
 
 

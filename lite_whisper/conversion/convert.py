@@ -19,8 +19,8 @@ from ..models.folders import fingerprint, load_base_model, load_processor
 from ..training.recovery import Recovery, recover
 from .calibration import Calibration, calibrate, calibration_windows
 from .measurement import Figures, clips_to_transcribe, measure
-from .padding import learn_anew
-from .recipes import Account, check_feasible, compress_liteasr, compress_loss_aware
+from .padding import update_padding
+from .recipes import RecipeReport, check_feasible, compress_liteasr, compress_loss_aware
 from .saving import base_card, save_model_folder
 from .settings import ConversionSettings
 
@@ -79,24 +79,28 @@ def convert(settings: ConversionSettings) -> Conversion:
     """
     if settings.profile:
         load_time_table(settings.profile)  # what is wrong with it should be known before the calibration
-    check_output(settings.output, settings.model, settings.overwrite)
+    check_output(settings.output, settings.base_model, settings.overwrite)
     device = join(settings.device)
     clips = clips_to_transcribe(settings)
     with unfinished(settings.output, is_main_process()) as work:
         base = load_and_calibrate(settings, device, work)
         if settings.recipe == "liteasr":
-            lite, account = compress_liteasr(settings, base.model, base.calibration)
+            lite, recipe_report = compress_liteasr(settings, base.model, base.calibration)
         else:
-            lite, account = compress_loss_aware(settings, base.model, base.calibration)
+            lite, recipe_report = compress_loss_aware(settings, base.model, base.calibration)
         if settings.recover and any(lite.config.low_rank_config or []):
-            account["recovery"] = _recovered(settings, lite, base, account, work / "recovery")
+            recipe_report["recovery"] = _recovered(settings, lite, base, recipe_report, work / "recovery")
             base.model.to(device)  # type: ignore[arg-type]
         if settings.constant_padding:
             # They were not kept by the published recipe, nor read where a file holds the calibration.
             windows = base.calibration.batches or calibration_windows(settings, base.processor.feature_extractor)[1]
-            learn_anew(lite.float(), windows, settings.seed)
+            update_padding(lite.float(), windows, settings.seed)
         before, after = (measure(model, base.processor, clips, settings, base.dtype) for model in (base.model, lite))
-        report = _report(settings, lite, base, account) | {"before": before, "after": after, "versions": _versions()}
+        report = _report(settings, lite, base, recipe_report) | {
+            "before": before,
+            "after": after,
+            "versions": _versions(),
+        }
         if is_main_process():
             save_model_folder(lite.to(dtype=base.dtype), base.folder, settings.output, report)  # type: ignore[call-arg]
     return Conversion(settings.output, before, after, report)
@@ -117,7 +121,7 @@ def load_and_calibrate(
     Raises:
         InputError: model or audio cannot be used, or a size cannot be reached.
     """
-    model, folder = load_base_model(settings.model)
+    model, folder = load_base_model(settings.base_model)
     check_feasible(settings, model, ratios)
     processor = load_processor(folder)
     weights, stored_dtype = fingerprint(model), model.dtype
@@ -126,7 +130,7 @@ def load_and_calibrate(
     if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
         # Calibration may be rough, the result may not.
         del model
-        model = load_base_model(settings.model)[0].to(device)  # type: ignore[arg-type]
+        model = load_base_model(settings.base_model)[0].to(device)  # type: ignore[arg-type]
     return CalibratedModel(model, processor, folder, stored_dtype, calibration)
 
 
@@ -134,7 +138,7 @@ def _recovered(
     settings: ConversionSettings,
     lite: LiteWhisperForConditionalGeneration,
     base: CalibratedModel,
-    account: Account,
+    recipe_report: RecipeReport,
     folder: Path,
 ) -> dict[str, Any]:
     """Trains the factors, in place; returns what there is to say of it."""
@@ -144,10 +148,10 @@ def _recovered(
         base.model.float(),
         base.processor.feature_extractor,
         AudioDataset(settings.dataset, seed=settings.seed),
-        settings.num_samples,
+        settings.num_windows,
         folder,
         Recovery(minutes=settings.recover, noise=settings.noise, seed=settings.seed),
-        {"recipe": account["recipe"], "calibration": account["calibration"]},
+        {"recipe": recipe_report["recipe"], "calibration": recipe_report["calibration"]},
     )
 
 
@@ -155,18 +159,18 @@ def _report(
     settings: ConversionSettings,
     lite: LiteWhisperForConditionalGeneration,
     base: CalibratedModel,
-    account: Account,
+    recipe_report: RecipeReport,
 ) -> dict[str, Any]:
-    origin = account["calibration"]
+    origin = recipe_report["calibration"]
     frames = base.calibration.moments[0]["q_proj"].count
     return {
-        "base_model": public_name(settings.model),
+        "base_model": public_name(settings.base_model),
         "base_card": base_card(base.folder),
-        **account,
+        **recipe_report,
         "calibration": {
             **origin,
             "datasets": [public_name(source) for source in origin["datasets"]],
-            "windows": frames // lite.config.max_source_positions,  # the audio may have held fewer than num_samples
+            "windows": frames // lite.config.max_source_positions,  # the audio may have held fewer than num_windows
         },
         "low_rank_config": lite.config.low_rank_config,
         "constant_padding": bool(lite.config.constant_padding),

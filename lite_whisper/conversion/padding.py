@@ -12,7 +12,7 @@ from ..common.errors import InputError
 from ..common.files import check_output
 from ..common.processes import is_main_process, join, shard
 from ..lowrank.compression import empty_lite_model
-from ..lowrank.padding import add_padding, learn_padding
+from ..lowrank.padding import fit_padding, set_padding_tables
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.compression_json import read_compression
 from ..models.folders import encoder_parameters, load_model, model_files
@@ -30,7 +30,7 @@ class PaddingSettings:
         output (`Path`): the folder to write.
         dataset (`Sequence[str]`): audio without transcripts: files, folders or Hub datasets.
         overwrite (`bool`): whether a model folder at `output` is replaced.
-        num_samples (`int`): windows of audio.
+        num_windows (`int`): windows of audio.
         noise (`tuple`): range of signal-to-noise ratios in dB, as in `ConversionSettings`.
         seed (`int`): of the samples, the noise, and the lengths and loudness that they are given.
         batch_size (`int`): windows that run at once.
@@ -41,14 +41,14 @@ class PaddingSettings:
     output: Path
     dataset: Sequence[str]
     overwrite: bool = False
-    num_samples: int = 100
+    num_windows: int = 100
     noise: Noise = NOISE
     seed: int = 0
     batch_size: int = 4
     device: str | None = None
 
 
-def learn_anew(model: LiteWhisperForConditionalGeneration, batches: Iterable[torch.Tensor], seed: int) -> None:
+def update_padding(model: LiteWhisperForConditionalGeneration, batches: Iterable[torch.Tensor], seed: int) -> None:
     """
     Lets a model learn its padding, in place; one that knew it learns it anew, and stays switched on or off.
 
@@ -59,11 +59,11 @@ def learn_anew(model: LiteWhisperForConditionalGeneration, batches: Iterable[tor
         seed (`int`): of the lengths and loudness that they are given.
     """
     enabled = not model.config.constant_padding or model.config.constant_padding["enabled"]
-    add_padding(model, learn_padding(model, list(batches), seed))
+    set_padding_tables(model, fit_padding(model, list(batches), seed))
     model.use_constant_padding(enabled)
 
 
-def pad_model(settings: PaddingSettings) -> int:
+def precompute_padding(settings: PaddingSettings) -> int:
     """
     Learns what a model computes at padded positions, and writes the model with it as a model folder.
 
@@ -81,16 +81,16 @@ def pad_model(settings: PaddingSettings) -> int:
     model, processor = load_model(settings.model)
     files, _ = model_files(settings.model)
     if not (files / "tokenizer_config.json").exists():
-        raise InputError(f"{settings.model} has no processor; complete it first: lite-whisper convert --upgrade")
+        raise InputError(f"{settings.model} has no processor; complete it first with lite-whisper upgrade")
     stored_dtype, report = model.dtype, read_compression(files)
     if not isinstance(model, LiteWhisperForConditionalGeneration):
         model = empty_lite_model(model, [{} for _ in model.get_encoder().layers])
     before = encoder_parameters(model)
     model.float().to(device)  # type: ignore[arg-type]
     audio = AudioDataset(settings.dataset, seed=settings.seed)
-    count, size = settings.num_samples, settings.batch_size
+    count, size = settings.num_windows, settings.batch_size
     windows = feature_batches(audio, processor.feature_extractor, count, size, settings.noise, settings.seed)
-    learn_anew(model, shard(windows), settings.seed)
+    update_padding(model, shard(windows), settings.seed)
     added = encoder_parameters(model) - before
     if report:
         report["constant_padding"] = True

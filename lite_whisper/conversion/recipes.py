@@ -31,13 +31,13 @@ from .settings import ConversionSettings
 
 logger = logging.getLogger(__name__)
 
-Account = dict[str, Any]
+RecipeReport = dict[str, Any]
 """What there is to say of a compression, for `compression.json`."""
 
 
 def compress_liteasr(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration
-) -> tuple[LiteWhisperForConditionalGeneration, Account]:
+) -> tuple[LiteWhisperForConditionalGeneration, RecipeReport]:
     """The published recipe: in every projection the directions that hold a share of the variance."""
     assert settings.thresholds is not None
     spectra = encoder_spectra(model, calibration.moments)
@@ -57,7 +57,7 @@ def compress_liteasr(
 
 def compress_loss_aware(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration
-) -> tuple[LiteWhisperForConditionalGeneration, Account]:
+) -> tuple[LiteWhisperForConditionalGeneration, RecipeReport]:
     """The default recipe: errors in units of the loss, one budget, the mean output as it was."""
     sensitivities, origin = calibration.sensitivities, calibration.origin
     assert sensitivities is not None
@@ -140,7 +140,7 @@ def projections_budget(model: WhisperForConditionalGeneration, spectra: EncoderS
 
 def _ranks_by_time(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, spectra: EncoderSpectra, parameters: int
-) -> tuple[Ranks, Account]:
+) -> tuple[Ranks, RecipeReport]:
     """
     Ranks that lose least within a time: that of the speed-up, or what so many parameters of the encoder take.
 
@@ -156,9 +156,9 @@ def _ranks_by_time(
         budget = total_cost(spectra, by_parameters, table.cost)
     ranks = budget_ranks(spectra, budget, multiple, table.cost)
     speedup = table.stock / table.encoder(spectra, ranks)
-    account = {"cost": "time", "predicted_speedup": round(speedup, 3), "profiled_on": table.machine}
+    recipe_report = {"cost": "time", "predicted_speedup": round(speedup, 3), "profiled_on": table.machine}
     if settings.target_speedup:
         change = total_cost(spectra, ranks) - total_cost(spectra, [{} for _ in spectra])
-        account["target_speedup"] = settings.target_speedup
-        account["encoder_parameters"] = encoder_parameters(model) + int(change)
-    return ranks, account
+        recipe_report["target_speedup"] = settings.target_speedup
+        recipe_report["encoder_parameters"] = encoder_parameters(model) + int(change)
+    return ranks, recipe_report

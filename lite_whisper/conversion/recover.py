@@ -12,7 +12,7 @@ from ..models.compression_json import public_name, read_compression
 from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
 from ..publishing.card import rendered_card
 from ..training.recovery import Recovery, recover
-from .padding import learn_anew
+from .padding import update_padding
 from .saving import save_model_folder
 
 
@@ -25,22 +25,22 @@ class RecoverySettings:
         model (`str`): Hub id or folder of the compressed model.
         output (`Path`): the folder to write.
         dataset (`Sequence[str]`): audio without transcripts: files, folders or Hub datasets.
-        teacher (`str`, *optional*): the Whisper that it was made from; by default the one it names.
+        base_model (`str`, *optional*): the original Whisper; by default the one named in the compressed model.
         overwrite (`bool`): whether a model folder at `output` is replaced.
-        num_samples (`int`): windows of audio.
+        num_windows (`int`): windows of audio.
         device (`str`, *optional*): to train on; cuda where there is a GPU by default.
-        bf16 (`bool`): whether to compute in bfloat16 where that is safe (autocast).
+        dtype (`str`): `"float32"`, or `"bfloat16"` for mixed precision (autocast).
         training (`Recovery`): how to train.
     """
 
     model: str
     output: Path
     dataset: Sequence[str]
-    teacher: str | None = None
+    base_model: str | None = None
     overwrite: bool = False
-    num_samples: int = 100
+    num_windows: int = 100
     device: str | None = None
-    bf16: bool = False
+    dtype: str = "float32"
     training: Recovery = field(default_factory=Recovery)
 
 
@@ -61,14 +61,14 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
     """
     check_output(settings.output, settings.model, settings.overwrite)
     student, files = load_compressed_model(settings.model)
-    teacher_name = settings.teacher or base_model_of(settings.model)
+    teacher_name = settings.base_model or base_model_of(settings.model)
     teacher, teacher_files = load_base_model(teacher_name)
     stored_dtype = student.dtype
     report = read_compression(files) or {}
     if report:
         rendered_card(files, settings.output.name)  # fails now, not after the training
     datasets = [public_name(source) for source in settings.dataset]
-    origin = {"student": fingerprint(student), "teacher": fingerprint(teacher), "num_samples": settings.num_samples}
+    origin = {"student": fingerprint(student), "teacher": fingerprint(teacher), "num_windows": settings.num_windows}
     student.float().to(join(settings.device))  # type: ignore[arg-type]
     with unfinished(settings.output, is_main_process()) as work:
         recovery = recover(
@@ -76,22 +76,22 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
             teacher.float(),
             load_processor(teacher_files).feature_extractor,
             AudioDataset(settings.dataset, seed=settings.training.seed),
-            settings.num_samples,
+            settings.num_windows,
             work,
             settings.training,
             origin | {"datasets": datasets},
-            settings.bf16,
+            settings.dtype,
         )
         if student.config.constant_padding:  # the silence has become another one
             training, extractor = settings.training, load_processor(files).feature_extractor
-            audio, count = AudioDataset(settings.dataset, seed=training.seed), settings.num_samples
+            audio, count = AudioDataset(settings.dataset, seed=training.seed), settings.num_windows
             windows = feature_batches(audio, extractor, count, training.batch_size, training.noise, training.seed)
-            learn_anew(student, shard(windows), training.seed)
+            update_padding(student, shard(windows), training.seed)
         report = {
             "base_model": public_name(teacher_name),
             "low_rank_config": student.config.low_rank_config,
             **report,
-            "recovery": {**recovery, "datasets": datasets, "num_samples": settings.num_samples},
+            "recovery": {**recovery, "datasets": datasets, "num_windows": settings.num_windows},
         }
         if is_main_process():
             save_model_folder(student.to(dtype=stored_dtype), files, settings.output, report)  # type: ignore[call-arg]

@@ -25,7 +25,7 @@ def merge(name: str, output: Path, overwrite: bool = False) -> None:
     check_output(output, name, overwrite)
     model, folder = load_compressed_model(name)
     if not (folder / "tokenizer_config.json").exists():
-        raise InputError(f"{name} has no processor; complete it first", setting="upgrade")
+        raise InputError(f"{name} has no processor; complete it first with lite-whisper upgrade")
     save_model_folder(model.to_whisper(), folder, output)
 
 

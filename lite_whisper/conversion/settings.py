@@ -20,11 +20,11 @@ class ConversionSettings:
     What a conversion is to do. What is left out is filled in.
 
     Args:
-        model (`str`): Hub id or folder of a Whisper.
+        base_model (`str`): Hub id or folder of the original Whisper.
         output (`Path`): the folder to write.
         dataset (`Sequence[str]`):
             Calibration audio: files, folders, or Hub datasets as `org/name[:config[:split]]`. Not needed where
-            `moments` holds the calibration of the published recipe.
+            `calibration_file` holds the calibration of the published recipe.
         overwrite (`bool`): whether a model folder at `output` is replaced.
         recipe (`str`, *optional*):
             `"loss-aware"` (default): what the recognition loss feels least is cut, to a size of one's choice;
@@ -42,7 +42,7 @@ class ConversionSettings:
             What is spent where it buys most: `"parameters"`, or `"time"`, as much as the parameters would take.
         profile (`Path`, *optional*): with `"time"`: what `conversion.profile` wrote on the machine of the use to come.
         rank_multiple (`int`): ranks are multiples of it.
-        num_samples (`int`): windows of calibration audio.
+        num_windows (`int`): windows of calibration audio.
         noise (`tuple`, *optional*):
             White noise is added to each calibration window, of a signal-to-noise ratio in dB drawn between these two;
             `()` for none, which is the default of `"liteasr"`.
@@ -50,19 +50,19 @@ class ConversionSettings:
         batch_size (`int`): windows that run at once.
         device (`str`, *optional*): cuda where there is a GPU by default.
         dtype (`str`): what the model computes in meanwhile; it is saved in the base model's own.
-        moments (`Path`, *optional*): keeps the calibration; where the file exists already, it is not repeated.
+        calibration_file (`Path`, *optional*): keeps the calibration; where the file exists already, it is not repeated.
         evaluate (`Sequence[str]`): transcribed before and after, for word error rate and encoder time.
         normalizer (`str`): of the texts, one of `NORMALIZERS`.
         recover (`float`, *optional*): minutes for which the factors are then trained to agree with the base model.
         constant_padding (`bool`, *optional*):
             Whether the result then learns what it computes at the silence behind a clip, from the same audio, as
-            `pad_model` does. What it keeps of that comes on top of the size. By default where the ratio is 1.
+            `precompute_padding` does. What it keeps of that comes on top of the size. By default where the ratio is 1.
 
     Raises:
         InputError: something is missing, or settings exclude each other.
     """
 
-    model: str
+    base_model: str
     output: Path
     dataset: Sequence[str] | None = None
     overwrite: bool = False
@@ -75,13 +75,13 @@ class ConversionSettings:
     cost: Literal["parameters", "time"] | None = None
     profile: Path | None = None
     rank_multiple: int = 16
-    num_samples: int = 64
+    num_windows: int = 64
     noise: Noise | None = None
     seed: int = 0
     batch_size: int = 4
     device: str | None = None
     dtype: str = "float32"
-    moments: Path | None = None
+    calibration_file: Path | None = None
     evaluate: Sequence[str] = ()
     normalizer: str = "basic"
     recover: float | None = None
@@ -90,7 +90,9 @@ class ConversionSettings:
     def __post_init__(self) -> None:
         self._check_sizes()
         self._fill_in()
-        if self.dataset is None and not (self.recipe == "liteasr" and self.moments and self.moments.exists()):
+        if self.dataset is None and not (
+            self.recipe == "liteasr" and self.calibration_file and self.calibration_file.exists()
+        ):
             raise InputError("calibration audio is needed, like that of the use to come", setting="dataset")
         if self.recover is not None and self.dataset is None:
             raise InputError("recovery trains on the calibration audio; name it", setting="dataset")
@@ -146,7 +148,7 @@ class ConversionSettings:
         if self.ratio:
             return int(self.ratio * parameters)
         preset = self.preset or "plain"
-        published = PUBLISHED.get(Path(self.model).name)
+        published = PUBLISHED.get(Path(self.base_model).name)
         if published:
             return int(published[preset][0] * 1e6) + positions
         large = PUBLISHED["whisper-large-v3"]

@@ -53,7 +53,7 @@ def sweep(settings: ConversionSettings, ratios: Sequence[float]) -> Sweep:
         InputError: as in `convert`, or the settings belong to one recipe or size alone.
     """
     check_sweep(settings)
-    check_output(settings.output, settings.model, settings.overwrite, TABLE)
+    check_output(settings.output, settings.base_model, settings.overwrite, TABLE)
     device = join(settings.device)
     clips = clips_to_transcribe(settings)
     with unfinished(settings.output, is_main_process()) as work:

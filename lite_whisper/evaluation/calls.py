@@ -37,5 +37,5 @@ def _joined(chunks: Sequence[CallChunk]) -> Utterance:
         decoder_time=total("decoder_time"),
         pred_text=words("pred_text"),
         prediction=words("prediction"),
-        retried=any(chunk.retried for chunk in chunks),
+        fallback=any(chunk.fallback for chunk in chunks),
     )

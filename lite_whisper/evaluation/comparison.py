@@ -19,7 +19,7 @@ from ..common.memory import PeakMemory
 from ..common.processes import all_gather, is_main_process, join
 from ..models.compression_json import public_name
 from ..models.folders import base_model_of, check_language, encoder_parameters, fingerprint, load_model
-from .decoding import GREEDY, Decoding
+from .decoding import GREEDY, DecodingOptions
 from .evaluate import evaluate
 from .manifest import manifest_path, read_settings, settings_path, write_settings
 from .word_error_rate import text_normalizer
@@ -39,9 +39,9 @@ class EvaluationSettings:
         dataset (`Sequence[str]`): audio with transcripts: folders with `metadata.csv`, or Hub datasets.
         output (`Path`): the folder of the manifests.
         text_column (`str`, *optional*): of the transcripts, where it has none of the usual names.
-        decoding (`Decoding`): how text is generated.
+        decoding (`DecodingOptions`): how text is generated.
         normalizer (`str`): of the texts, one of `NORMALIZERS`.
-        num_samples (`int`, *optional*): clips of each set; all by default.
+        num_clips (`int`, *optional*): clips of each set; all by default.
         batch_size (`int`): clips that run at once.
         device (`str`, *optional*): to run on; cuda where there is a GPU by default.
         dtype (`str`): to compute in.
@@ -51,9 +51,9 @@ class EvaluationSettings:
     dataset: Sequence[str]
     output: Path = Path("results")
     text_column: str | None = None
-    decoding: Decoding = GREEDY
+    decoding: DecodingOptions = GREEDY
     normalizer: str = "english"
-    num_samples: int | None = None
+    num_clips: int | None = None
     batch_size: int = 8
     device: str | None = None
     dtype: str = "float32"
@@ -81,10 +81,10 @@ def evaluate_models(settings: EvaluationSettings) -> list[Path]:
     for kind, called in (("models", settings.names), ("datasets", sets)):
         if len(set(called)) < len(called):
             raise InputError(f"two of the {kind} are called {max(called, key=called.count)}; rename the folder of one")
-    if settings.num_samples and (calls := next(filter(in_chunks, settings.dataset), None)):
+    if settings.num_clips and (calls := next(filter(in_chunks, settings.dataset), None)):
         raise InputError(
             f"{calls} is scored by whole calls, of which some of its clips are only a part; take all, or other sets",
-            setting="num_samples",
+            setting="num_clips",
         )
     device = join(settings.device)
     return [path for name in settings.models for path in _evaluate_model(settings, name, device)]
@@ -117,7 +117,7 @@ def _model_settings(
         "encoder_weights": fingerprint(model),
         "encoder_parameters": encoder_parameters(model),
         "text_column": settings.text_column,
-        "num_samples": settings.num_samples,
+        "num_clips": settings.num_clips,
         "generation": asdict(settings.decoding),
         "normalizer": settings.normalizer,
         "dtype": settings.dtype,
@@ -150,7 +150,7 @@ def _evaluate_set(
     try:
         with PeakMemory(model.device) as memory:
             left_out = evaluate(
-                model, processor, clips, path, normalize, settings.batch_size, settings.decoding, settings.num_samples
+                model, processor, clips, path, normalize, settings.batch_size, settings.decoding, settings.num_clips
             )
     except BaseException:
         if is_main_process() and not path.exists():  # nothing is left behind before the first result

@@ -15,7 +15,7 @@ from ..audio import SAMPLING_RATE, Clip
 from ..audio.windows import batches_by_length
 from ..common.processes import all_gather, shard
 from ..common.timing import now
-from ..models.second_try import all_positions, broken
+from ..models.fallback import computing_all_positions, needs_fallback
 
 
 @dataclass
@@ -38,7 +38,7 @@ class EncoderTime:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingOptions:
     """
     How text is generated.
 
@@ -53,7 +53,7 @@ class Decoding:
     task: Literal["transcribe", "translate"] = "transcribe"
 
 
-GREEDY = Decoding()
+GREEDY = DecodingOptions()
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Transcripts:
 
     texts: list[str]
     encoder_time: EncoderTime = field(default_factory=EncoderTime)
-    retried: int = 0
+    fallbacks: int = 0
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def transcribe_batch(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Sequence[Clip],
-    decoding: Decoding = GREEDY,
+    decoding: DecodingOptions = GREEDY,
 ) -> tuple[list[str], float, list[int]]:
     """
     Transcribes the clips of one batch, without timestamps in the text.
@@ -137,14 +137,14 @@ def transcribe_batch(
         return processor.batch_decode(tokens, skip_special_tokens=True), seconds
 
     texts, seconds = decoded(slice(None))
-    retried = [] if is_long else broken(model, processor.tokenizer, texts)
-    if retried:
-        with all_positions(model):
-            again, more = decoded(retried)
+    fallback = [] if is_long else needs_fallback(model, processor.tokenizer, texts)
+    if fallback:
+        with computing_all_positions(model):
+            again, more = decoded(fallback)
         seconds += more
-        for place, text in zip(retried, again, strict=True):
+        for place, text in zip(fallback, again, strict=True):
             texts[place] = text
-    return texts, seconds, retried
+    return texts, seconds, fallback
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def transcribe(
     processor: WhisperProcessor,
     clips: Sequence[Clip],
     batch_size: int = 8,
-    decoding: Decoding = GREEDY,
+    decoding: DecodingOptions = GREEDY,
 ) -> Transcripts:
     """
     Transcribes clips of any length, without timestamps in the text; several processes share the batches.
@@ -169,7 +169,7 @@ def transcribe(
         processor (`WhisperProcessor`): its processor.
         clips (`Sequence[Clip]`): 16 kHz audio.
         batch_size (`int`): clips per batch.
-        decoding (`Decoding`, *optional*): greedy, in the language that the model detects, by default.
+        decoding (`DecodingOptions`, *optional*): greedy, in the language that the model detects, by default.
     """
     texts = [""] * len(clips)
     warm_up(model, processor.feature_extractor)
@@ -178,9 +178,9 @@ def transcribe(
     mine = list(shard(batches_by_length(clips, processor.feature_extractor, batch_size)))
     with timed_encoder(model) as encoder_time:
         for indices in tqdm(mine, "transcription", unit="batch"):
-            batch, _, retried = transcribe_batch(model, processor, [clips[index] for index in indices], decoding)
+            batch, _, fallback = transcribe_batch(model, processor, [clips[index] for index in indices], decoding)
             found += zip(indices, batch, strict=True)
-            twice += len(retried)
+            twice += len(fallback)
     for index, text in all_gather(found):
         texts[index] = text
     times = all_gather([encoder_time])

@@ -13,10 +13,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..audio import SAMPLING_RATE, AudioDataset, Clip
 from ..audio.windows import batches_by_length
 from ..common.errors import InputError
-from ..common.journal import append, drop_torn_line
+from ..common.json_lines import append_lines, truncate_torn_line
 from ..common.processes import all_gather, broadcast, is_main_process
 from ..common.timing import now
-from .decoding import GREEDY, Decoding, timed_encoder, transcribe_batch, warm_up
+from .decoding import GREEDY, DecodingOptions, timed_encoder, transcribe_batch, warm_up
 from .manifest import CallChunk, Utterance, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ def evaluate(
     path: Path,
     normalize: Callable[[str], str],
     batch_size: int = 8,
-    decoding: Decoding = GREEDY,
-    num_samples: int | None = None,
+    decoding: DecodingOptions = GREEDY,
+    num_clips: int | None = None,
 ) -> int:
     """
     Transcribes a dataset and writes a manifest; utterances that it holds already are not repeated.
@@ -50,8 +50,8 @@ def evaluate(
         path (`Path`): the manifest.
         normalize (`Callable`): of references and predictions.
         batch_size (`int`): clips per batch; halved where memory does not suffice.
-        decoding (`Decoding`): how text is generated.
-        num_samples (`int`, *optional*): how many clips to take.
+        decoding (`DecodingOptions`): how text is generated.
+        num_clips (`int`, *optional*): how many clips to take.
 
     Returns:
         `int`: how many clips were left out because nothing is left of their reference.
@@ -66,7 +66,7 @@ def evaluate(
 
     def results() -> Iterator[list[Utterance]]:
         nonlocal left_out
-        for chunk in dataset.chunks(CHUNK, num_samples):
+        for chunk in dataset.chunks(CHUNK, num_clips):
             scored = [(index, entry) for index, entry in chunk if not _is_left_out(normalize(entry.text or ""))]
             left_out += len(chunk) - len(scored)
             for index, entry in chunk:
@@ -89,7 +89,7 @@ def evaluate(
         while any(parts := all_gather([next(mine, [])])):
             new = [utterance for part in parts for utterance in part if utterance.index not in done]
             if is_main_process():
-                append(path, new)
+                append_lines(path, new)
             found += len(new)
             progress.update(len(new))
     dataset.skipped = all_gather(dataset.skipped)
@@ -103,7 +103,7 @@ def _finished(path: Path) -> dict[int, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return {}
-    drop_torn_line(path)
+    truncate_torn_line(path)
     return {utterance.index: utterance.audio_filepath for utterance in read_manifest(path)}
 
 
@@ -116,7 +116,7 @@ def _transcribed(
     processor: WhisperProcessor,
     batch: list[tuple[int, Clip]],
     normalize: Callable[[str], str],
-    decoding: Decoding,
+    decoding: DecodingOptions,
 ) -> Iterator[list[Utterance]]:
     """The lines of a batch, in halves where it does not fit into memory."""
     clips = [clip for _, clip in batch]
@@ -124,7 +124,7 @@ def _transcribed(
     texts = None
     try:
         with timed_encoder(model) as encoder:
-            texts, generation, retried = transcribe_batch(model, processor, clips, decoding)
+            texts, generation, fallback = transcribe_batch(model, processor, clips, decoding)
     except RuntimeError as error:
         if len(batch) == 1 or not _is_out_of_memory(error):
             raise
@@ -153,7 +153,7 @@ def _transcribed(
                 pred_text=normalize(text),
                 reference=clip.text or "",
                 prediction=text,
-                retried=place in retried,
+                fallback=place in fallback,
             )
         )
     yield lines

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.files import read_kept, write_kept
-from ..common.journal import check_line
+from ..common.json_lines import verify_line
 
 NUMBERS = ("duration", "time", "encoder_time", "decoder_time")
 
@@ -41,7 +41,7 @@ class Utterance:
     pred_text: str
     reference: str
     prediction: str
-    retried: bool = False
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ def read_manifest(path: Path) -> list[Utterance]:
     for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             values = json.loads(line)
-            retried = {"retried": False}  # in manifests of earlier versions, which know of no second try
+            # earlier versions named it "retried", or left it out
+            known = {"fallback": values.get("retried", False)} | values
             kind = CallChunk if "parent_id" in values else Utterance
-            utterance = kind(**{field.name: (retried | values)[field.name] for field in fields(kind)})
+            utterance = kind(**{field.name: known[field.name] for field in fields(kind)})
             _check_types(utterance)
-            check_line(values)
+            verify_line(values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{path} line {number} is not one of a manifest or damaged ({type(error).__name__}: {error}); remove "
@@ -97,7 +98,7 @@ def read_manifest(path: Path) -> list[Utterance]:
 
 def _check_types(utterance: Utterance) -> None:
     for name, value in asdict(utterance).items():
-        whole = {"index": int, "retried": bool, "chunk_index": int}
+        whole = {"index": int, "fallback": bool, "chunk_index": int}
         expected = whole.get(name, (int, float) if name in NUMBERS else str)
         if not isinstance(value, expected):
             raise TypeError(f"{name} is {value!r}")

@@ -55,7 +55,7 @@ class Result:
     encoder_seconds: float
     decoder_seconds: float
     peak_memory: int | None
-    retried: int = 0
+    fallbacks: int = 0
     audio_seconds: float = 0.0
     scoring: str = "plain"
 
@@ -108,7 +108,7 @@ def score(manifests: Sequence[Path], scoring: str = "plain") -> list[Evaluation]
             encoder_seconds=sum(u.encoder_time for u in utterances),
             decoder_seconds=sum(u.decoder_time for u in utterances),
             peak_memory=settings.get("peak_memory"),
-            retried=sum(u.retried for u in lines),
+            fallbacks=sum(u.fallback for u in lines),
             audio_seconds=sum(u.duration for u in lines),
             scoring=scoring,
         )

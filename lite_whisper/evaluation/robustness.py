@@ -16,7 +16,7 @@ from ..audio.windows import batches_by_length
 from ..common.processes import available_device
 from ..models.folders import load_model
 from .comparison import EvaluationSettings
-from .decoding import Decoding, transcribe_batch
+from .decoding import DecodingOptions, transcribe_batch
 from .word_error_rate import error_rates, text_normalizer
 
 CLIPS = 50  # of each set
@@ -124,7 +124,7 @@ def observe(
             batch = [clips[place] for place in places]
             features = extractor([clip.samples for clip in batch], sampling_rate=SAMPLING_RATE, return_tensors="pt")
             detected = model.detect_language(features.input_features.to(model.device, model.dtype)).tolist()
-            texts, *_ = transcribe_batch(model, processor, batch, Decoding(task="translate"))
+            texts, *_ = transcribe_batch(model, processor, batch, DecodingOptions(task="translate"))
             for place, token, text in zip(places, detected, texts, strict=True):
                 languages[place], translations[place] = names[token], normalize(text)
     segments = pieces(True)

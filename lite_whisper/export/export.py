@@ -31,18 +31,18 @@ class Format:
     """
 
     packages: tuple[str, ...]
-    precisions: tuple[str, ...]
-    usual: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    default_dtypes: tuple[str, ...]
     several: bool = False
 
 
-FORMATS = {
+EXPORT_FORMATS = {
     "onnx": Format(("onnx", "onnxscript", "onnxruntime"), tuple(SUFFIXES), ("fp32", "q8"), several=True),
     "faster-whisper": Format(
-        ("ctranslate2", "faster_whisper"), tuple(faster_whisper_folder.QUANTIZATION), usual=("fp32",)
+        ("ctranslate2", "faster_whisper"), tuple(faster_whisper_folder.QUANTIZATION), default_dtypes=("fp32",)
     ),
     "openvino": Format(
-        ("onnx", "onnxscript", "openvino", "openvino_tokenizers"), openvino_folder.PRECISIONS, usual=("fp16",)
+        ("onnx", "onnxscript", "openvino", "openvino_tokenizers"), openvino_folder.PRECISIONS, default_dtypes=("fp16",)
     ),
 }
 
@@ -55,7 +55,7 @@ class ExportSettings:
     Args:
         model (`str`): Hub id or folder of a Whisper, compressed or not.
         output (`Path`): the folder to write.
-        format (`str`): a key of `FORMATS`.
+        format (`str`): a key of `EXPORT_FORMATS`.
         dtype (`Sequence[str]`, *optional*): precisions, of those of the format, for which see there.
         overwrite (`bool`): whether a folder at `output` is replaced.
     """
@@ -77,14 +77,14 @@ def export(settings: ExportSettings) -> None:
     Raises:
         InputError: packages are missing, the format has no such precision, or model or output cannot be used.
     """
-    of = FORMATS[settings.format]
+    of = EXPORT_FORMATS[settings.format]
     missing = [name for name in of.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"{', '.join(missing)} is missing, which the format needs: pip install 'lite-whisper[{settings.format}]'",
             setting="format",
         )
-    precisions = settings.dtype or of.usual
+    precisions = settings.dtype or of.default_dtypes
     check_precisions(precisions, settings.format)
     check_output(settings.output, settings.model, settings.overwrite)
     check_plain(settings.model)
@@ -108,11 +108,11 @@ def check_precisions(precisions: Sequence[str], to_format: str) -> None:
     Raises:
         InputError: it has not, or there are several.
     """
-    known = FORMATS[to_format].precisions
+    known = EXPORT_FORMATS[to_format].dtypes
     for precision in precisions:
         if precision not in known:
             raise InputError(f"{to_format} has no {precision}, but {', '.join(known)}", setting="dtype")
-    if len(precisions) > 1 and not FORMATS[to_format].several:
+    if len(precisions) > 1 and not EXPORT_FORMATS[to_format].several:
         raise InputError(
             f"a folder for {to_format} has one precision, not {', '.join(precisions)}; write a folder for each",
             setting="dtype",

@@ -167,7 +167,7 @@ class Encoder(WhisperEncoder):
         return super().forward(input_features)
 
 
-def multiplied_out(weights: Weights, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def merged(weights: Weights, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of a file, with the product in the place of the factors of the projections with these names."""
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in weights:
@@ -252,7 +252,7 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                 if ".padding_states." not in name or self.model.encoder.padding_states is not None:
                     yield name, tensor
 
-        loaded = super().load_weights(multiplied_out(noted(), self.dense))
+        loaded = super().load_weights(merged(noted(), self.dense))
         if missing:  # vLLM would not notice a factor that is a part of a larger parameter
             raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {min(missing)}")
         return loaded

@@ -5,7 +5,7 @@ from .allocation import budget_ranks, threshold_ranks
 from .compression import compress, encoder_spectra
 from .moments import add_moments, collect_moments
 from .sensitivity import collect_sensitivities
-from .storage import load_moments, save_moments
+from .storage import load_calibration, save_calibration
 
 __all__ = [
     "add_moments",
@@ -15,7 +15,7 @@ __all__ = [
     "compress",
     "encoder_spectra",
     "feature_batches",
-    "load_moments",
-    "save_moments",
+    "load_calibration",
+    "save_calibration",
     "threshold_ranks",
 ]

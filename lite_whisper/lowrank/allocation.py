@@ -50,7 +50,7 @@ def threshold_ranks(
                 raise InputError(
                     f"rank {rank} of layer {layer} {projection} needs {rank + 1} frames of audio and there are "
                     f"{spectrum.frames}; add audio for at least {rank + 1 - spectrum.frames} more frames",
-                    setting="num_samples",
+                    setting="num_windows",
                 )
             ranks[layer][projection] = rank
     return ranks

@@ -86,7 +86,7 @@ class Moments:
         total._shift(other.count, other.mean)
         return total
 
-    def of_all_processes(self) -> "Moments":
+    def all_reduced(self) -> "Moments":
         """The moments of the frames of all processes together; of one process themselves, without a copy."""
         if num_processes() == 1:
             return self
@@ -105,7 +105,7 @@ EncoderMoments = list[dict[str, Moments]]
 def collect_moments(
     model: WhisperForConditionalGeneration,
     batches: Iterable[torch.Tensor],
-    num_samples: int | None = None,
+    num_windows: int | None = None,
     checkpoint: "Checkpoint | None" = None,
 ) -> EncoderMoments:
     """
@@ -118,7 +118,7 @@ def collect_moments(
     Args:
         model (`WhisperForConditionalGeneration`): the model to calibrate, on any device and in any dtype.
         batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
-        num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
+        num_windows (`int`, *optional*): the expected number of windows, for the progress bar.
         checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
 
     Returns:
@@ -142,7 +142,7 @@ def collect_moments(
     training = model.training
     model.eval()
     try:
-        with tqdm(desc="calibration", unit="window", total=num_samples, initial=done["windows"]) as progress:
+        with tqdm(desc="calibration", unit="window", total=num_windows, initial=done["windows"]) as progress:
             for batch in itertools.islice(batches, done["batches"], None):
                 encoder(batch.to(device=model.device, dtype=model.dtype))
                 _check_finite(moments)
@@ -158,7 +158,7 @@ def collect_moments(
         for hook in hooks:
             hook.remove()
         model.train(training)
-    moments = [{name: m.of_all_processes() for name, m in of_layer.items()} for of_layer in moments]
+    moments = [{name: m.all_reduced() for name, m in of_layer.items()} for of_layer in moments]
     if not moments[0]["q_proj"].count:
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
     return moments

@@ -50,7 +50,7 @@ class PaddingSums:
         self.gram[start:] += torch.outer(coefficients, coefficients)
         self.moment[start:] += coefficients[:, None] * states[start:, None].float()
 
-    def of_all_processes(self) -> "PaddingSums":
+    def all_reduced(self) -> "PaddingSums":
         """The sums over the clips of all processes."""
         return PaddingSums(all_reduce(self.gram), all_reduce(self.moment))
 
@@ -119,7 +119,7 @@ def of_limited_rank(tables: torch.Tensor, whiten: torch.Tensor, rank: int) -> tu
     return mixing.float(), torch.einsum("ab,rad->brd", whiten, states).float()
 
 
-def telling_directions(near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
+def predictive_directions(near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
     """
     The directions in which deviations of some states tell most of those of others: a reduced-rank ridge regression.
 
@@ -179,7 +179,7 @@ class _Clip:
 
 
 @torch.no_grad()
-def learn_padding(
+def fit_padding(
     model: LiteWhisperForConditionalGeneration, batches: Sequence[torch.Tensor], seed: int = 0, rank: int = RANK
 ) -> list[PaddingTables]:
     """
@@ -217,17 +217,17 @@ def learn_padding(
             total.update(of_module, clip.coefficients, clip.positions)
         last, following = states[-1][clip.positions - MARGIN : clip.positions], states[-1][clip.positions :]
         means.append((clip, last.float().mean(dim=0), following.float().mean(dim=0)))
-    *layers, (tables, whiten) = [regression(total.of_all_processes(), constant=True) for total in sums]
+    *layers, (tables, whiten) = [regression(total.all_reduced(), constant=True) for total in sums]
 
-    foretold = torch.einsum("tad,ab->tbd", tables, whiten).float()
-    deviations = [_deviations(foretold, *of_clip) for of_clip in means]
+    predicted = torch.einsum("tad,ab->tbd", tables, whiten).float()
+    deviations = [_deviations(predicted, *of_clip) for of_clip in means]
     near, far = zip(*all_gather([(last.cpu(), following.cpu()) for last, following in deviations]), strict=True)
-    directions = telling_directions(torch.stack(near), torch.stack(far)).to(device)
+    directions = predictive_directions(torch.stack(near), torch.stack(far)).to(device)
     rest = PaddingSums.zeros(positions, DIRECTIONS, config.d_model, device)
     for (clip, states), (deviation, _) in zip(_states_of_clips(model, clips, seed), deviations, strict=True):
-        unexplained = states[-1].float() - torch.einsum("k,tkd->td", clip.coefficients, foretold)
+        unexplained = states[-1].float() - torch.einsum("k,tkd->td", clip.coefficients, predicted)
         rest.update(unexplained, deviation @ directions, clip.positions)
-    more, whiten_more = regression(rest.of_all_processes(), constant=False)
+    more, whiten_more = regression(rest.all_reduced(), constant=False)
     output = torch.cat([tables, more], dim=1), torch.block_diag(whiten, whiten_more)
     return [
         *(PaddingTables(*of_limited_rank(*of_layer, rank)) for of_layer in layers),
@@ -272,22 +272,22 @@ def _states_of_clips(
 
 
 def _deviations(
-    foretold: torch.Tensor, clip: _Clip, last: torch.Tensor, following: torch.Tensor
+    predicted: torch.Tensor, clip: _Clip, last: torch.Tensor, following: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the mean outputs at the last positions computed, and at those that follow, are from the table."""
-    parts = foretold[clip.positions - MARGIN : clip.positions], foretold[clip.positions :]
+    parts = predicted[clip.positions - MARGIN : clip.positions], predicted[clip.positions :]
     near, far = (clip.coefficients @ part.mean(dim=0) for part in parts)
     return last - near, following - far
 
 
 @torch.no_grad()
-def add_padding(model: LiteWhisperForConditionalGeneration, learnt: Sequence[PaddingTables]) -> None:
+def set_padding_tables(model: LiteWhisperForConditionalGeneration, learnt: Sequence[PaddingTables]) -> None:
     """
     Lets a model know its padding, in place, and use it from then on.
 
     Args:
         model (`LiteWhisperForConditionalGeneration`): which may know it already; that is replaced.
-        learnt (`Sequence[PaddingTables]`): from `learn_padding`.
+        learnt (`Sequence[PaddingTables]`): from `fit_padding`.
     """
     encoder, config = model.get_encoder(), model.config
     config.constant_padding = {"rank": learnt[0].mixing.shape[1], "margin": MARGIN, "enabled": True}

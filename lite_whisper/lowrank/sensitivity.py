@@ -49,7 +49,7 @@ def collect_sensitivities(
     model: WhisperForConditionalGeneration,
     batches: Sequence[torch.Tensor],
     seed: int = 0,
-    num_samples: int | None = None,
+    num_windows: int | None = None,
     draws: int = 1,
     checkpoint: "Checkpoint | None" = None,
 ) -> Sensitivities:
@@ -70,7 +70,7 @@ def collect_sensitivities(
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
         batches (`Sequence[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
         seed (`int`, *optional*, defaults to 0): of the Gaussian noise, which each batch has of its own.
-        num_samples (`int`, *optional*): the expected number of windows, for the progress bar.
+        num_windows (`int`, *optional*): the expected number of windows, for the progress bar.
         draws (`int`, *optional*, defaults to 1): backward passes for each window.
         checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
 
@@ -93,7 +93,7 @@ def collect_sensitivities(
     training = model.training
     model.eval()
     try:
-        with tqdm(desc="sensitivity", unit="window", total=num_samples, initial=done["windows"]) as progress:
+        with tqdm(desc="sensitivity", unit="window", total=num_windows, initial=done["windows"]) as progress:
             for batch in itertools.islice(batches, done["batches"], None):
                 features = batch.to(device=model.device, dtype=model.dtype)
                 *inputs, last = layer_inputs(encoder, features)
@@ -121,7 +121,7 @@ def collect_sensitivities(
         raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
     return Sensitivities(
         [{name: all_reduce(total).div_(passes) for name, total in of_layer.items()} for of_layer in sums],
-        [{name: m.of_all_processes() for name, m in of_layer.items()} for of_layer in moments],
+        [{name: m.all_reduced() for name, m in of_layer.items()} for of_layer in moments],
         Counter(language for part in all_gather([languages]) for language in part.elements()),
         torch.cat(all_gather(_first_windows(batches))),
     )

@@ -15,7 +15,7 @@ from .moments import OBSERVED_SIDE, EncoderMoments, Moments
 from .sensitivity import Sensitivities
 
 
-def save_moments(
+def save_calibration(
     moments: EncoderMoments, path: Path, origin: dict[str, Any], sensitivities: Sensitivities | None = None
 ) -> None:
     """Writes moments, and sensitivities where there are any, to a safetensors file; `origin` says from what."""
@@ -39,9 +39,9 @@ def save_moments(
     save_tensors(tensors, path, metadata)
 
 
-def load_moments(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict[str, Any]]:
+def load_calibration(path: Path) -> tuple[EncoderMoments, Sensitivities | None, dict[str, Any]]:
     """
-    Reads what `save_moments` wrote: the moments, the sensitivities if they are there, and the origin of both.
+    Reads what `save_calibration` wrote: the moments, the sensitivities if they are there, and the origin of both.
 
     Raises:
         InputError: the file is not one of moments.

@@ -37,6 +37,9 @@ def read_compression(folder: Path) -> dict[str, Any] | None:
     for name, (kind, what) in KINDS.items():
         if not isinstance(report.get(name, kind()), kind):
             raise InputError(f"{name} in {path} is no {what}; {ADVICE}")
+    for part in ("calibration", "recovery"):
+        if "num_samples" in report.get(part, {}):  # its name in earlier versions
+            report[part]["num_windows"] = report[part].pop("num_samples")
     return report
 
 

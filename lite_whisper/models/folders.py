@@ -15,8 +15,8 @@ from ..common.errors import InputError
 from ..configuration_lite_whisper import LiteWhisperConfig
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .compression_json import COMPRESSION, read_compression
-from .plausibility import check_parameters, check_processor_files, check_weights_fit
 from .published import base_of_published
+from .validation import check_parameters, check_processor_files, check_weights_fit
 
 CARD = "README.md"
 

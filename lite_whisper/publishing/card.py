@@ -193,13 +193,13 @@ def recipe_command(name: str, compression: Data) -> str | None:
         size = ["--recipe", "liteasr", "--thresholds", ":".join(map(str, recipe["thresholds"]))]
     options = {
         "--rank-multiple": recipe["rank_multiple"],
-        "--num-samples": calibration["num_samples"],
+        "--num-windows": calibration["num_windows"],
         "--noise": ":".join(f"{level:g}" for level in calibration["noise"]) or "none",
         "--seed": calibration["seed"],
         "--dtype": calibration["dtype"],
         "--output": name.split("/")[-1],
     }
-    words = ["lite-whisper", "convert", "--model", compression["base_model"], *size, "--dataset"]
+    words = ["lite-whisper", "convert", "--base-model", compression["base_model"], *size, "--dataset"]
     words += [*calibration["datasets"], *(str(word) for pair in options.items() for word in pair)]
     recovery = compression.get("recovery", {})
     if recovery and "datasets" not in recovery:  # `lite-whisper recover` is a command of its own

@@ -8,33 +8,35 @@ from typing import Any
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ..transcription.formats import FORMATS, Transcript
-from .fields import Asked
+from ..transcription.formats import TRANSCRIPT_FORMATS, Transcript
+from .fields import TranscriptionRequest
 
 
-def answer(asked: Asked, transcript: Transcript, language: str | None) -> Response:
+def answer(asked: TranscriptionRequest, transcript: Transcript, language: str | None) -> Response:
     """
     The answer to a request.
 
     Args:
-        asked (`Asked`): what it asked for.
+        asked (`TranscriptionRequest`): what it asked for.
         transcript (`Transcript`): what was said.
         language (`str`, *optional*): the code of the language, where the answer names it.
     """
     if asked.stream:
         return StreamingResponse(_events(transcript), media_type="text/event-stream")
-    if asked.form == "verbose_json":
+    if asked.response_format == "verbose_json":
         return JSONResponse(_verbose(asked, transcript, language))
-    if asked.form == "json":
+    if asked.response_format == "json":
         return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
-    return PlainTextResponse(FORMATS["txt" if asked.form == "text" else asked.form](transcript))
+    return PlainTextResponse(
+        TRANSCRIPT_FORMATS["txt" if asked.response_format == "text" else asked.response_format](transcript)
+    )
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": math.ceil(transcript.duration)}
 
 
-def _verbose(asked: Asked, transcript: Transcript, language: str | None) -> dict[str, Any]:
+def _verbose(asked: TranscriptionRequest, transcript: Transcript, language: str | None) -> dict[str, Any]:
     """The text with times. Tokens and probabilities of segments, which OpenAI's answer has too, are not known here."""
     code = "en" if asked.decoding.task == "translate" else language or ""  # of the text, as OpenAI has it
     parts = [

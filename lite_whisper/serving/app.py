@@ -24,7 +24,7 @@ from ..transcription.transcriber import Recording
 from .answers import answer
 from .batches import Batches, Outcome, Task
 from .errors import GONE, RequestError
-from .fields import Abilities, asked
+from .fields import Capabilities, asked
 from .metrics import Metrics
 from .settings import ServingSettings
 from .uploads import discard, received
@@ -45,11 +45,11 @@ class Service:
 
     def __init__(self, recognizer: Recognizer, settings: ServingSettings) -> None:
         self.metrics = Metrics()
-        self.abilities = Abilities.of(settings.model, recognizer.model, settings.backend)
+        self.capabilities = Capabilities.of(settings.model, recognizer.model, settings.backend)
         self.batches = Batches(recognizer, settings.batch_size, self.metrics.batch.observe)
         self._settings = settings
         self._largest = int(settings.max_upload * 1e6)
-        self._places = settings.queue
+        self._places = settings.max_requests
         self._numbers = itertools.count()
         self._reading = asyncio.Semaphore(READERS)
 
@@ -78,7 +78,9 @@ class Service:
         """A place in the queue, if there is one."""
         if not self._places:
             wait = min(max(1, math.ceil(self.batches.last_round)), LONGEST_WAIT)
-            raise RequestError(429, f"all {self._settings.queue} places are taken; try again later", retry_after=wait)
+            raise RequestError(
+                429, f"all {self._settings.max_requests} places are taken; try again later", retry_after=wait
+            )
         self._places -= 1
         self.metrics.queue.inc()
         try:
@@ -91,7 +93,7 @@ class Service:
         try:
             async with asyncio.timeout(self._settings.timeout):
                 upload = await received(request, self._largest)
-                wanted = asked(upload.fields, task, self.abilities)
+                wanted = asked(upload.fields, task, self.capabilities)
                 async with self._reading:
                     recording = await asyncio.to_thread(self._read, upload.file)
                 future = self.batches.submit(recording, wanted.decoding, wanted.names_language)
@@ -179,7 +181,7 @@ def build_app(recognizer: Recognizer, settings: ServingSettings) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": service.abilities.name, "object": "model", "created": started, "owned_by": "lite-whisper"}
+        model = {"id": service.capabilities.name, "object": "model", "created": started, "owned_by": "lite-whisper"}
         return {"object": "list", "data": [model]}
 
     @app.get("/health")

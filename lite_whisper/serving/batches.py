@@ -22,7 +22,7 @@ Outcome = tuple[Transcript, str | None]  # with the code of the language, where 
 
 
 @dataclass(frozen=True)
-class Decoding:
+class RequestOptions:
     """
     How audio is to be decoded; what is decoded alike runs together.
 
@@ -44,7 +44,7 @@ class Decoding:
 @dataclass(frozen=True)
 class _Request:
     recording: Recording
-    decoding: Decoding
+    decoding: RequestOptions
     names_language: bool
     future: "Future[Outcome]"
 
@@ -84,13 +84,13 @@ class Batches:
         extractor = self._recognizer.feature_extractor
         return extractor.n_samples / extractor.sampling_rate
 
-    def submit(self, recording: Recording, decoding: Decoding, names_language: bool = False) -> "Future[Outcome]":
+    def submit(self, recording: Recording, decoding: RequestOptions, names_language: bool = False) -> "Future[Outcome]":
         """
         Lets a recording be transcribed.
 
         Args:
             recording (`Recording`): that could be read, with an index of its own.
-            decoding (`Decoding`): how.
+            decoding (`RequestOptions`): how.
             names_language (`bool`): whether the language is to be known, which takes a pass of its own if it is not
                 told.
 
@@ -124,7 +124,7 @@ class Batches:
 
     def _transcribe(self, taken: Sequence[_Request]) -> None:
         start = time.monotonic()
-        groups: dict[Decoding, list[_Request]] = defaultdict(list)
+        groups: dict[RequestOptions, list[_Request]] = defaultdict(list)
         try:
             for request in self._with_languages(taken):
                 groups[request.decoding].append(request)
@@ -161,7 +161,7 @@ class Batches:
         pieces = pieces_of(0, clip, extractor)
         return pieces[0].clip if pieces else Clip(clip.name, clip.samples[: extractor.n_samples])
 
-    def _transcribe_group(self, decoding: Decoding, group: Sequence[_Request]) -> None:
+    def _transcribe_group(self, decoding: RequestOptions, group: Sequence[_Request]) -> None:
         requests = {request.recording.index: request for request in group}
         try:
             transcriber = Transcriber(self._recognizer, self._batch_size, self._options(decoding))
@@ -172,7 +172,7 @@ class Batches:
         except Exception as error:  # likewise
             _fail(group, error)
 
-    def _options(self, decoding: Decoding) -> dict[str, Any]:
+    def _options(self, decoding: RequestOptions) -> dict[str, Any]:
         model = self._recognizer.model
         generate_kwargs: dict[str, Any] = {"num_beams": 1}
         if getattr(model.generation_config, "is_multilingual", False):

@@ -9,17 +9,17 @@ from typing import Any
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from .batches import Decoding, Task
+from .batches import RequestOptions, Task
 from .errors import RequestError
 
-FORMS = ("json", "text", "srt", "verbose_json", "vtt")
+RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES = "timestamp_granularities"
 FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", "stream", GRANULARITIES)
 USUAL_NAME = "whisper-1"  # OpenAI's, which many programs ask for whatever the server
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """
     What can be asked of a model.
 
@@ -38,7 +38,7 @@ class Abilities:
     prompts: bool
 
     @classmethod
-    def of(cls, name: str, model: WhisperForConditionalGeneration, backend: str) -> "Abilities":
+    def of(cls, name: str, model: WhisperForConditionalGeneration, backend: str) -> "Capabilities":
         """Those of a model, given its Hub id or folder, with a backend."""
         settings: Any = model.generation_config
         multilingual = getattr(settings, "is_multilingual", False)
@@ -50,34 +50,34 @@ class Abilities:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TranscriptionRequest:
     """
     What a request asks for.
 
     Args:
-        decoding (`Decoding`): how its audio is to be decoded.
-        form (`str`): of the answer, one of `FORMS`.
+        decoding (`RequestOptions`): how its audio is to be decoded.
+        response_format (`str`): of the answer, one of `RESPONSE_FORMATS`.
         stream (`bool`): whether the answer is a stream of events.
     """
 
-    decoding: Decoding
-    form: str
+    decoding: RequestOptions
+    response_format: str
     stream: bool
 
     @property
     def names_language(self) -> bool:
         """Whether the answer says which language is spoken."""
-        return self.form == "verbose_json" and self.decoding.task == "transcribe"
+        return self.response_format == "verbose_json" and self.decoding.task == "transcribe"
 
 
-def asked(fields: Sequence[tuple[str, str]], task: Task, abilities: Abilities) -> Asked:
+def asked(fields: Sequence[tuple[str, str]], task: Task, capabilities: Capabilities) -> TranscriptionRequest:
     """
     What the fields of a form ask for.
 
     Args:
         fields (`Sequence[tuple[str, str]]`): names and values, as they came.
         task (`str`): of the endpoint, `"transcribe"` or `"translate"`.
-        abilities (`Abilities`): of the model.
+        capabilities (`Capabilities`): of the model.
 
     Raises:
         RequestError: a field is unknown, or asks for what the model cannot do; none is ignored.
@@ -92,23 +92,27 @@ def asked(fields: Sequence[tuple[str, str]], task: Task, abilities: Abilities) -
             granularities.append(value)
         elif value.strip():
             values[known] = value.strip()
-    if values.get("model", abilities.name) not in (abilities.name, USUAL_NAME):
-        raise RequestError(404, f"{values['model']} is not served here; ask for {abilities.name}", "model")
-    if task == "translate" and not abilities.translates:
+    if values.get("model", capabilities.name) not in (capabilities.name, USUAL_NAME):
+        raise RequestError(404, f"{values['model']} is not served here; ask for {capabilities.name}", "model")
+    if task == "translate" and not capabilities.translates:
         raise RequestError(
-            400, f"{abilities.name} knows English only and does not translate; use transcriptions", "model"
+            400, f"{capabilities.name} knows English only and does not translate; use transcriptions", "model"
         )
-    form = _one_of("response_format", values.get("response_format", "json"), FORMS)
+    response_format = _one_of("response_format", values.get("response_format", "json"), RESPONSE_FORMATS)
     stream = _one_of("stream", values.get("stream", "false").lower(), ("true", "false")) == "true"
-    if stream and form not in ("json", "text"):
-        raise RequestError(400, f"{form} cannot be streamed; ask for json or text, or leave stream out", "stream")
+    if stream and response_format not in ("json", "text"):
+        raise RequestError(
+            400, f"{response_format} cannot be streamed; ask for json or text, or leave stream out", "stream"
+        )
     temperature = _temperature(values.get("temperature", "0"))
     for name, wanted in (("prompt", "prompt" in values), ("temperature", temperature > 0)):
-        if wanted and not abilities.prompts:
+        if wanted and not capabilities.prompts:
             raise RequestError(400, f"this server's backend takes no {name}; leave it out", name)
-    timestamps: Any = _timestamps(form, granularities, abilities)
-    language = _language(values["language"], abilities) if "language" in values else None
-    return Asked(Decoding(task, language, timestamps, values.get("prompt"), temperature), form, stream)
+    timestamps: Any = _timestamps(response_format, granularities, capabilities)
+    language = _language(values["language"], capabilities) if "language" in values else None
+    return TranscriptionRequest(
+        RequestOptions(task, language, timestamps, values.get("prompt"), temperature), response_format, stream
+    )
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> str:
@@ -127,26 +131,28 @@ def _temperature(text: str) -> float:
     return number
 
 
-def _timestamps(form: str, granularities: Sequence[str], abilities: Abilities) -> str:
+def _timestamps(response_format: str, granularities: Sequence[str], capabilities: Capabilities) -> str:
     for each in granularities:
         _one_of(GRANULARITIES, each, ("segment", "word"))
-    if granularities and form != "verbose_json":
-        raise RequestError(400, f"{form} has no {GRANULARITIES}; set response_format to verbose_json", GRANULARITIES)
+    if granularities and response_format != "verbose_json":
+        raise RequestError(
+            400, f"{response_format} has no {GRANULARITIES}; set response_format to verbose_json", GRANULARITIES
+        )
     if len(set(granularities)) > 1:
         raise RequestError(
             400, "segments and words cannot be had at once; ask for them one after the other", GRANULARITIES
         )
-    if "word" in granularities and not abilities.words:
+    if "word" in granularities and not capabilities.words:
         raise RequestError(400, "the times of words are not known here; ask for those of segments", GRANULARITIES)
-    if form in ("json", "text"):
+    if response_format in ("json", "text"):
         return "none"
     return granularities[0] if granularities else "segment"
 
 
-def _language(text: str, abilities: Abilities) -> str:
+def _language(text: str, capabilities: Capabilities) -> str:
     """The code of a language from its code or its English name."""
     code = TO_LANGUAGE_CODE.get(text.lower(), text.lower())
-    if code not in abilities.languages:
-        known = "English only" if abilities.languages == {"en"} else "such as de or german"
-        raise RequestError(400, f"{text!r} is not a language that {abilities.name} knows, {known}", "language")
+    if code not in capabilities.languages:
+        known = "English only" if capabilities.languages == {"en"} else "such as de or german"
+        raise RequestError(400, f"{text!r} is not a language that {capabilities.name} knows, {known}", "language")
     return code

@@ -44,7 +44,7 @@ def serve(settings: ServingSettings, ready: Callable[[str], None] = print) -> No
             log_level="warning",
             access_log=False,
             server_header=False,
-            limit_concurrency=settings.queue + IDLE,
+            limit_concurrency=settings.max_requests + IDLE,
             timeout_graceful_shutdown=math.ceil(settings.timeout) + 1,  # after it every request has been answered
         )
         with _signals_do_no_harm():
@@ -56,8 +56,8 @@ def serve(settings: ServingSettings, ready: Callable[[str], None] = print) -> No
 def _bound(host: str, port: int) -> socket.socket:
     """A socket with its address, which nobody can connect to yet: it is known at once whether it can be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        convert_presets, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(convert_presets, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

@@ -18,7 +18,7 @@ class ServingSettings:
         device (`str`, *optional*): to run on; cuda where there is a GPU by default.
         dtype (`str`): to compute in: `"float32"`, `"float16"`, `"bfloat16"` or `"int8"`.
         backend (`str`): what computes: `"transformers"` or `"ctranslate2"`.
-        queue (`int`): requests that are received, wait or run at once; any more are refused.
+        max_requests (`int`): maximum number of queued and running requests; further ones get HTTP 429.
         max_upload (`float`): megabytes (10^6 bytes) of an audio file.
         max_duration (`float`): seconds of audio in a file.
         timeout (`float`): seconds that a request may take, and that those under way may take at the end.
@@ -31,7 +31,7 @@ class ServingSettings:
     device: str | None = None
     dtype: str = "float32"
     backend: Backend = "transformers"
-    queue: int = 64
+    max_requests: int = 64
     max_upload: float = 25
     max_duration: float = 1800
     timeout: float = 600

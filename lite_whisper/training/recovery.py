@@ -16,11 +16,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..audio import Clip, windows_of
 from ..common.errors import InputError
-from ..common.files import claim
+from ..common.files import record_origin
 from ..lowrank.compression import set_factors
 from ..lowrank.spectrum import Factors, balanced
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration, LowRankLinear
-from .lessons import Lessons, Recovery, on_cpu, seconds_of, teach, words_in
+from .distillation_data import DistillationDataset, Recovery, on_cpu, seconds_of, words_in, write_distillation_data
 from .trainer import (
     EVALUATIONS,
     RecoveryTrainer,
@@ -79,11 +79,11 @@ def recover(
     teacher: WhisperForConditionalGeneration,
     extractor: WhisperFeatureExtractor,
     clips: Iterable[Clip],
-    num_samples: int,
+    num_windows: int,
     folder: Path,
     settings: Recovery,
     origin: dict[str, Any] | None = None,
-    bf16: bool = False,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """
     Trains the low-rank factors of a student, in place, on what its teacher says of the same audio.
@@ -97,7 +97,7 @@ def recover(
             needed, in the place of the student, and on the CPU afterwards.
         extractor (`WhisperFeatureExtractor`): of both.
         clips (`Iterable[Clip]`): audio without transcripts.
-        num_samples (`int`): windows to take at the most.
+        num_windows (`int`): windows to take at the most.
         folder (`Path`): for lessons and checkpoints, from which an interrupted recovery goes on.
         settings (`Recovery`): how to train.
         origin (`dict[str, Any]`, *optional*): what decides the outcome besides the settings.
@@ -114,16 +114,16 @@ def recover(
     PartialState(cpu=device.type == "cpu")  # so that several processes know of each other from here on
     began = time.monotonic()
     length = "minutes" if settings.steps is None else "steps"
-    schedule = {length: getattr(settings, length), "bf16": bf16}
-    # Lessons serve any number of steps, a checkpoint does not.
+    schedule = {length: getattr(settings, length), "dtype": dtype}
+    # DistillationDataset serve any number of steps, a checkpoint does not.
     decisive = {**(origin or {}), **{name: value for name, value in asdict(settings).items() if name not in LENGTH}}
     training = folder / "training"
     with PartialState().main_process_first():
-        claim(training, decisive | schedule)
+        record_origin(training, decisive | schedule)
         checkpoint = last_checkpoint(training)
-    parts = _parts(list(itertools.islice(windows_of(clips, extractor.n_samples), num_samples)))
+    parts = _parts(list(itertools.islice(windows_of(clips, extractor.n_samples), num_windows)))
     student.to("cpu")  # type: ignore[arg-type]
-    train, test = _lessons(teacher, extractor, parts, folder, settings, decisive, device)
+    train, test = _distillation_data(teacher, extractor, parts, folder, settings, decisive, device)
     student.to(device)  # type: ignore[arg-type]
     balance(student)
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -131,7 +131,7 @@ def recover(
     start = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
 
     def trainer_of(steps: int, rate: float = 0.0) -> RecoveryTrainer:
-        arguments = training_arguments(settings, steps, rate, training, bf16, device)
+        arguments = training_arguments(settings, steps, rate, training, dtype, device)
         return RecoveryTrainer(student, settings, arguments, train_dataset=train, eval_dataset=test)
 
     trial = trainer_of(EVALUATIONS)
@@ -163,7 +163,7 @@ def _parts(windows: Sequence[Clip]) -> dict[str, list[Clip]]:
     return {"train": kept, "test": held_out}
 
 
-def _lessons(
+def _distillation_data(
     teacher: WhisperForConditionalGeneration,
     extractor: WhisperFeatureExtractor,
     parts: dict[str, list[Clip]],
@@ -171,7 +171,7 @@ def _lessons(
     settings: Recovery,
     origin: dict[str, Any],
     device: torch.device,
-) -> list[Lessons]:
+) -> list[DistillationDataset]:
     """What the teacher says of each part; it is on the device meanwhile, where there is room for it."""
     try:
         teacher.to(device)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def _lessons(
 
     def taught(variants: range) -> list[list[Path]]:
         return [
-            teach(teacher, extractor, windows, settings, folder / name, origin, variants)
+            write_distillation_data(teacher, extractor, windows, settings, folder / name, origin, variants)
             for name, windows in parts.items()
         ]
 
@@ -192,7 +192,7 @@ def _lessons(
     teacher.to("cpu")  # type: ignore[arg-type]
     if not all(any(map(words_in, of_part)) for of_part in files):
         raise InputError("the teacher hears no speech in the audio; give recordings of speech", setting="dataset")
-    return [Lessons(of_part) for of_part in files]
+    return [DistillationDataset(of_part) for of_part in files]
 
 
 def _affordable_variants(settings: Recovery, seconds: float) -> int:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..common.files import write_kept
 from ..common.timing import now
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from .lessons import Recovery, collate, compared_layers
+from .distillation_data import Recovery, collate, compared_layers
 
 EVALUATIONS = 5
 DIGESTS = "digests.json"
@@ -97,7 +97,7 @@ def relative_distance(ours: torch.Tensor, theirs: torch.Tensor, counted: torch.T
 
 
 def training_arguments(
-    settings: Recovery, steps: int, rate: float, folder: Path, bf16: bool, device: torch.device
+    settings: Recovery, steps: int, rate: float, folder: Path, dtype: str, device: torch.device
 ) -> TrainingArguments:
     """The arguments of a `RecoveryTrainer` that keeps the best of `EVALUATIONS` checkpoints in a folder."""
     interval = max(1, steps // EVALUATIONS)
@@ -110,7 +110,7 @@ def training_arguments(
         learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=steps // 20,
-        bf16=bf16,
+        bf16=dtype == "bfloat16",
         seed=settings.seed,
         dataloader_num_workers=4 if on_cuda else 0,
         dataloader_persistent_workers=on_cuda,

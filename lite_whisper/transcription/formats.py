@@ -41,7 +41,7 @@ class Transcript:
     text: str = ""
     segments: Sequence[Segment] = field(default_factory=list)
     error: str | None = None
-    retried: bool = False
+    fallback: bool = False
 
 
 def to_txt(transcript: Transcript) -> str:
@@ -60,7 +60,7 @@ def to_vtt(transcript: Transcript) -> str:
     return "WEBVTT\n\n" + "".join(f"{times}\n{text}\n\n" for times, text in _timed(transcript, "."))
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": to_txt, "srt": to_srt, "vtt": to_vtt}
+TRANSCRIPT_FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": to_txt, "srt": to_srt, "vtt": to_vtt}
 
 
 def _timed(transcript: Transcript, point: str) -> list[tuple[str, str]]:

@@ -104,8 +104,8 @@ def put_together(
         for part, result in zip(parts, results, strict=True)
         for chunk in result.get("chunks", [{"text": result["text"], "timestamp": (0.0, None)}])
     ]
-    retried = any(result.get("retried", False) for result in results)
-    return {"text": space.join(text for text in texts if text), "chunks": chunks, "retried": retried}
+    fallback = any(result.get("fallback", False) for result in results)
+    return {"text": space.join(text for text in texts if text), "chunks": chunks, "fallback": fallback}
 
 
 def _shifted(part: Piece, start: float | None, end: float | None) -> tuple[float, float]:

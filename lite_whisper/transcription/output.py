@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..common.errors import InputError
 from ..common.files import LONGEST_NAME, check_writable, temporary_name, tidy
-from .formats import FORMATS, Transcript
+from .formats import TRANSCRIPT_FORMATS, Transcript
 from .transcriber import read_transcripts
 
 JSON_LINES = "jsonl"
@@ -22,34 +22,34 @@ class Output:
 
     Args:
         path (`Path`): a file, or the folder for a file of each recording.
-        form (`str`): `"jsonl"`, `"txt"`, `"srt"` or `"vtt"`.
+        format (`str`): `"jsonl"`, `"txt"`, `"srt"` or `"vtt"`.
         is_folder (`bool`): whether `path` is a folder.
     """
 
     path: Path
-    form: str
+    format: str
     is_folder: bool
 
     @classmethod
-    def named(cls, path: Path, form: str | None = None) -> "Output":
+    def from_path(cls, path: Path, format: str | None = None) -> "Output":
         """
         The output that a path means: a file by its suffix, or a folder where the form is named.
 
         Args:
             path (`Path`): ending in .jsonl, .txt, .srt or .vtt, or a folder.
-            form (`str`, *optional*): of the files in a folder: txt, srt or vtt.
+            format (`str`, *optional*): of the files in a folder: txt, srt or vtt.
 
         Raises:
             InputError: it is neither.
         """
         suffix = path.suffix.removeprefix(".")
-        is_folder = suffix not in (JSON_LINES, *FORMATS)
-        if is_folder != (form is not None):
+        is_folder = suffix not in (JSON_LINES, *TRANSCRIPT_FORMATS)
+        if is_folder != (format is not None):
             raise InputError(
                 "the output is a file .jsonl, .txt, .srt or .vtt, or a folder with a format, txt, srt or vtt",
                 setting="format",
             )
-        return cls(path, form or suffix, is_folder)
+        return cls(path, format or suffix, is_folder)
 
     def check(self, sources: Sequence[str], overwrite: bool) -> None:
         """
@@ -60,9 +60,9 @@ class Output:
         """
         path, alone = self.path, len(sources) == 1 and Path(sources[0]).is_file()
         tidy(path)
-        if self.form != JSON_LINES and not self.is_folder and not alone:
+        if self.format != JSON_LINES and not self.is_folder and not alone:
             raise InputError(
-                f"{path} holds one recording and there may be several; name a folder and the format {self.form}, "
+                f"{path} holds one recording and there may be several; name a folder and the format {self.format}, "
                 "or a file .jsonl",
                 setting="format",
             )
@@ -83,26 +83,30 @@ class Output:
                 return
             with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as in `append`
                 for transcript in read_transcripts(transcripts):
-                    file.write(json_line(transcript) if self.form == JSON_LINES else FORMATS[self.form](transcript))
+                    file.write(
+                        json_line(transcript)
+                        if self.format == JSON_LINES
+                        else TRANSCRIPT_FORMATS[self.format](transcript)
+                    )
 
     def _write_files(self, transcripts: Path, folder: Path) -> None:
         folder.mkdir()
-        names = file_names([transcript.audio for transcript in read_transcripts(transcripts)], self.form)
+        names = file_names([transcript.audio for transcript in read_transcripts(transcripts)], self.format)
         for transcript, name in zip(read_transcripts(transcripts), names, strict=True):
             if not transcript.error:
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(FORMATS[self.form](transcript), encoding="utf-8")
+                path.write_text(TRANSCRIPT_FORMATS[self.format](transcript), encoding="utf-8")
 
 
 def json_line(transcript: Transcript) -> str:
     """A line of the output; an error stands in the place of the text."""
     values = asdict(transcript)
-    left_out = ("text", "segments", "retried") if transcript.error else ("error",)
+    left_out = ("text", "segments", "fallback") if transcript.error else ("error",)
     return json.dumps({key: value for key, value in values.items() if key not in left_out}, ensure_ascii=False) + "\n"
 
 
-def file_names(recordings: Sequence[str], form: str) -> list[str]:
+def file_names(recordings: Sequence[str], format: str) -> list[str]:
     """
     Where the file of each recording lies in the folder: as in the folder that holds them all.
 
@@ -111,7 +115,7 @@ def file_names(recordings: Sequence[str], form: str) -> list[str]:
 
     Args:
         recordings (`Sequence[str]`): files, or rows of datasets, in their order.
-        form (`str`): the suffix of the files.
+        format (`str`): the suffix of the files.
 
     Returns:
         `list[str]`: a relative path for each.
@@ -123,10 +127,10 @@ def file_names(recordings: Sequence[str], form: str) -> list[str]:
     names = []
     for path in paths:
         stem = str((path.with_suffix("") if counts[path.with_suffix("")] == 1 else path).relative_to(root))
-        name, number = f"{stem}.{form}", 1
+        name, number = f"{stem}.{format}", 1
         while name.casefold() in taken:  # some file systems do not tell small letters from capitals
             number += 1
-            name = f"{stem}-{number}.{form}"
+            name = f"{stem}-{number}.{format}"
         taken.add(name.casefold())
         names.append(name)
     return names

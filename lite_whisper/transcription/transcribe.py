@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset, Clip
 from ..common.errors import InputError
-from ..common.files import claim, unfinished
+from ..common.files import record_origin, unfinished
 from ..common.processes import available_device
 from ..models.folders import check_language, fingerprint, load_model
 from .output import Output
@@ -61,14 +61,14 @@ class TranscriptionSettings:
     ray: bool = False
 
     def __post_init__(self) -> None:
-        if self.output.form in ("srt", "vtt") and self.timestamps == "none":
+        if self.output.format in ("srt", "vtt") and self.timestamps == "none":
             raise InputError("subtitles have times; do not leave them out", setting="timestamps")
         if self.backend != "transformers" and (self.timestamps == "word" or self.sequential):
             raise InputError("words have times, and recordings stay uncut, with transformers alone", setting="backend")
 
 
 @dataclass(frozen=True)
-class TranscriptionCounts:
+class TranscriptionSummary:
     """
     How many recordings were transcribed, of these how many in a second try, and how many could not be read.
 
@@ -77,11 +77,11 @@ class TranscriptionCounts:
 
     transcribed: int
     failed: int
-    retried: int
-    choice: str = ""
+    fallbacks: int
+    backend_choice: str = ""
 
 
-def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts:
+def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionSummary:
     """
     Transcribes recordings and writes the result; an interrupted run goes on when it is called again.
 
@@ -103,7 +103,7 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
     }
     choice = ""
     with unfinished(settings.output.path) as work:
-        claim(work, decisive)
+        record_origin(work, decisive)
         lines = work / "transcripts.jsonl"
         if settings.ray:
             from .cluster import transcribe_on_cluster  # Ray need not be installed
@@ -115,13 +115,13 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionCounts
             device = available_device(settings.device)
             transcriber, choice = make_transcriber(settings, model, processor, device)
             transcribe_recordings(transcriber, entries, lines)
-        outcomes = [(transcript.error, transcript.retried) for transcript in read_transcripts(lines)]
+        outcomes = [(transcript.error, transcript.fallback) for transcript in read_transcripts(lines)]
         failed = [error for error, _ in outcomes if error]
         if len(failed) == len(outcomes):
             raise InputError(f"none of the {len(outcomes)} recordings could be read, the first because it {failed[0]}")
         settings.output.write(lines)
-    retried = sum(retried for _, retried in outcomes)
-    return TranscriptionCounts(len(outcomes) - len(failed), len(failed), retried, choice)
+    fallbacks = sum(fallback for _, fallback in outcomes)
+    return TranscriptionSummary(len(outcomes) - len(failed), len(failed), fallbacks, choice)
 
 
 def expanded(sources: Sequence[str]) -> list[str]:

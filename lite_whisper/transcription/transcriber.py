@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ..audio import SAMPLING_RATE, Clip, Entry
 from ..audio.windows import batches_by_length
 from ..common.errors import InputError
-from ..common.journal import CHECKSUM, append, check_line, drop_torn_line
-from ..models.second_try import all_positions, broken
+from ..common.json_lines import CHECKSUM, append_lines, truncate_torn_line, verify_line
+from ..models.fallback import computing_all_positions, needs_fallback
 from .formats import Segment, Transcript
 from .long_recordings import Piece, detected_languages, groups, pieces_of, put_together
 from .recognizers import Recognizer
@@ -168,13 +168,13 @@ class Transcriber:
         """What the pipeline gives for the clips of one batch, and whether it was asked again for one: `retried`."""
         results = self._results(clips, self._options_for(languages))
         model, tokenizer = self._recognizer.model, self._recognizer.tokenizer
-        retried = broken(model, tokenizer, [result["text"].strip() for result in results])
-        if retried:
-            options = self._options_for([languages[place] for place in retried] if languages else ())
-            with all_positions(model):
-                again = self._results([clips[place] for place in retried], options)
-            for place, result in zip(retried, again, strict=True):
-                results[place] = {**result, "retried": True}
+        fallback = needs_fallback(model, tokenizer, [result["text"].strip() for result in results])
+        if fallback:
+            options = self._options_for([languages[place] for place in fallback] if languages else ())
+            with computing_all_positions(model):
+                again = self._results([clips[place] for place in fallback], options)
+            for place, result in zip(fallback, again, strict=True):
+                results[place] = {**result, "fallback": True}
         return results
 
     def _options_for(self, languages: Sequence[str | None]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def lines_to(path: Path, done: int) -> Iterator[Callable[[list[Transcript]], Non
 
         def keep(found: list[Transcript]) -> None:
             nonlocal heard
-            append(path, found)
+            append_lines(path, found)
             heard += sum(transcript.duration for transcript in found)
             speed = heard / (time.monotonic() - start)
             progress.set_postfix_str(f"{speed:.1f} seconds of audio per second", refresh=False)
@@ -228,7 +228,7 @@ def finished(path: Path) -> dict[int, str]:
     """The recordings whose lines are there, and where they were; a line that was cut off is removed."""
     if not path.exists():
         return {}
-    drop_torn_line(path)
+    truncate_torn_line(path)
     return {index: audio for index, (_, audio) in kept_lines(path).items()}
 
 
@@ -270,7 +270,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
 
 def _parsed(line: bytes) -> Transcript:
     values = json.loads(line)
-    check_line(values)
+    verify_line(values)
     values.pop(CHECKSUM, None)
     return Transcript(**{**values, "segments": [Segment(**segment) for segment in values["segments"]]})
 
@@ -332,7 +332,7 @@ def _transcript(recording: Recording, result: dict[str, Any] | None) -> Transcri
         round(recording.duration, 3),
         text,
         segments,
-        retried=result.get("retried", False),
+        fallback=result.get("fallback", False),
     )
 
 

@@ -12,7 +12,7 @@ from transformers import WhisperFeatureExtractor
 from lite_whisper.audio import AudioDataset, feature_batches
 from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.lowrank import collect_moments, compress, encoder_spectra, threshold_ranks
-from lite_whisper.lowrank.padding import add_padding, learn_padding
+from lite_whisper.lowrank.padding import fit_padding, set_padding_tables
 from lite_whisper.models.folders import load_base_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,5 +25,5 @@ moments = collect_moments(base.eval(), batches)
 ranks = threshold_ranks(encoder_spectra(base, moments), (0.97, 0.99), 4)
 model = compress(base, moments, ranks)
 save_model_folder(model, files, Path(sys.argv[1]) / "compressed")
-add_padding(model, learn_padding(model, batches))
+set_padding_tables(model, fit_padding(model, batches))
 save_model_folder(model, files, Path(sys.argv[1]) / "padded")

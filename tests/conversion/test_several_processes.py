@@ -20,7 +20,7 @@ from lite_whisper.audio import AudioDataset, Entry
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
 from lite_whisper.lowrank.compression import encoder_spectra
-from lite_whisper.lowrank.storage import load_moments
+from lite_whisper.lowrank.storage import load_calibration
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def assert_same_calibration(one: Path, three: Path) -> None:
     """Eigenvalues within 1e-6 of the largest, in units of the loss and as variances."""
     model = WhisperForConditionalGeneration.from_pretrained(MODEL)
     (moments, sensitivities, origin), (by_three, sensitivities_by_three, origin_by_three) = map(
-        load_moments, (one, three)
+        load_calibration, (one, three)
     )
     assert origin_by_three == origin and origin["frames"] == 5 * 300
     assert sensitivities.languages == sensitivities_by_three.languages

@@ -188,10 +188,10 @@ def test_every_output_is_complete(typed: list[dict[str, Any]], published: Any, w
     outputs.remove("curve")
     assert {path.name for path in (workplace / "curve").iterdir()} == {"sweep.csv", "pareto.png"}
     outputs.remove("family")
-    family = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}
-    assert {path.name for path in (workplace / "family").iterdir()} == family
+    convert_presets = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}
+    assert {path.name for path in (workplace / "family").iterdir()} == convert_presets
     uploaded = {name for _, name in published[0].repositories if name.startswith("org/")}
-    assert uploaded == {"org/lite-whisper-digits", *(f"org/{name}" for name in family)}
+    assert uploaded == {"org/lite-whisper-digits", *(f"org/{name}" for name in convert_presets)}
     for output in outputs:
         assert (workplace / output / "model.safetensors").exists()
         assert (workplace / output / "tokenizer_config.json").exists()

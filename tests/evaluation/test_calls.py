@@ -6,7 +6,7 @@ import jiwer
 import pytest
 
 from lite_whisper.common.errors import InputError
-from lite_whisper.common.journal import append
+from lite_whisper.common.json_lines import append
 from lite_whisper.evaluation.manifest import CallChunk, Utterance, read_manifest, write_settings
 from lite_whisper.evaluation.report import differences, score
 

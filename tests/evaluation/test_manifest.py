@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lite_whisper.common.errors import InputError
-from lite_whisper.common.journal import append, drop_torn_line
+from lite_whisper.common.json_lines import append, truncate_torn_line
 from lite_whisper.evaluation.manifest import Utterance, manifest_path, read_manifest
 
 
@@ -38,14 +38,14 @@ def test_a_torn_last_line_is_dropped_and_told(tmp_path: Path, caplog: pytest.Log
     path = tmp_path / "m.jsonl"
     append(path, [utterance(0), utterance(1)])
     whole = path.read_bytes()
-    drop_torn_line(path)
+    truncate_torn_line(path)
     assert path.read_bytes() == whole and not caplog.text
     with caplog.at_level(logging.WARNING):
         path.write_bytes(whole[:-7])
-        drop_torn_line(path)
+        truncate_torn_line(path)
     assert read_manifest(path) == [utterance(0)] and "cut off" in caplog.text
     path.write_bytes(whole[:3])
-    drop_torn_line(path)
+    truncate_torn_line(path)
     assert read_manifest(path) == []
 
 

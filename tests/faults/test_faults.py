@@ -23,9 +23,9 @@ from lite_whisper.cli.exit_codes import run as exit_code
 from lite_whisper.cli.lite_whisper_commands import load
 from lite_whisper.common.errors import InputError
 from lite_whisper.common.files import check_output_folder, temporary_name, tidy, unfinished
-from lite_whisper.common.journal import append, drop_torn_line
+from lite_whisper.common.json_lines import append, truncate_torn_line
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
-from lite_whisper.lowrank.storage import load_moments, save_moments
+from lite_whisper.lowrank.storage import load_calibration, save_calibration
 from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
 from lite_whisper.transcription.transcriber import finished, read_transcripts
@@ -245,7 +245,7 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(stages, tmp_path: Path, monkey
 
 
 def test_no_flipped_bit_in_tensors_goes_unnoticed(tmp_path: Path, moments) -> None:
-    save_moments(moments[:1], tmp_path / "moments.safetensors", {"seed": 1})
+    save_calibration(moments[:1], tmp_path / "moments.safetensors", {"seed": 1})
     generator, damaged = random.Random(0), tmp_path / "damaged.safetensors"
     data = (tmp_path / "moments.safetensors").read_bytes()
     digest = data.find(b'"sha256"')  # by another name it is as if there were none
@@ -253,7 +253,7 @@ def test_no_flipped_bit_in_tensors_goes_unnoticed(tmp_path: Path, moments) -> No
     for place in generator.sample(sorted(places), 40):
         damaged.write_bytes(flip(data, place, generator.randrange(8)))
         with pytest.raises(InputError, match="remove"):
-            load_moments(damaged)
+            load_calibration(damaged)
 
 
 def test_no_flipped_bit_in_lines_goes_unnoticed(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_no_flipped_bit_in_lines_goes_unnoticed(tmp_path: Path) -> None:
         assert read() == lines
         for _ in range(300):
             path.write_bytes(flip(data, generator.randrange(len(data)), generator.randrange(8)))
-            drop_torn_line(path)
+            truncate_torn_line(path)
             try:
                 assert all(line in lines for line in read())
             except InputError as error:

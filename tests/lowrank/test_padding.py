@@ -11,12 +11,12 @@ from lite_whisper.lowrank import padding
 from lite_whisper.lowrank.padding import (
     PaddingSums,
     PaddingTables,
-    add_padding,
-    learn_padding,
+    fit_padding,
     of_limited_rank,
     padded_clips,
+    predictive_directions,
     regression,
-    telling_directions,
+    set_padding_tables,
 )
 from lite_whisper.modeling_lite_whisper import end_of_sound
 
@@ -105,12 +105,12 @@ def test_directions_tell_what_follows_from_what_is_near(monkeypatch) -> None:
     cause = torch.randn(400, 3, generator=generator)
     near = 3 * cause @ torch.randn(3, D_MODEL, generator=generator) + torch.randn(400, D_MODEL, generator=generator)
     far = cause @ torch.randn(3, D_MODEL, generator=generator)
-    told = near @ telling_directions(near, far)
+    told = near @ predictive_directions(near, far)
     torch.testing.assert_close(told.square().mean(dim=0), torch.ones(3), rtol=1e-3, atol=0)
     left = far - told @ torch.linalg.lstsq(told, far).solution
     assert left.square().sum() < 0.02 * far.square().sum()
-    assert telling_directions(near[:2], far[:2]).isfinite().all()
-    assert not telling_directions(torch.zeros(4, D_MODEL), torch.zeros(4, D_MODEL)).any()
+    assert predictive_directions(near[:2], far[:2]).isfinite().all()
+    assert not predictive_directions(torch.zeros(4, D_MODEL), torch.zeros(4, D_MODEL)).any()
 
 
 def test_the_end_of_sound_is_seen_and_silence_within_is_none() -> None:
@@ -145,7 +145,7 @@ def test_known_padding_stands_for_what_would_be_computed(optimized: bool) -> Non
         states = torch.zeros(3, POSITIONS + 1, D_MODEL)
         states[0, :-1] = of_module
         learnt.append(PaddingTables(every, states))
-    add_padding(model, learnt)
+    set_padding_tables(model, learnt)
     coefficients = torch.tensor([[1.0, 0.0, 0.0]])
     model.optimize_for_inference(optimized)
     seen: list[int] = []
@@ -167,7 +167,7 @@ def test_attention_takes_groups_of_padding_for_one(optimized: bool) -> None:
         PaddingTables(F.one_hot(torch.arange(POSITIONS) // 5, 4).float(), torch.randn(3, 4, D_MODEL))
         for _ in (*model.get_encoder().layers, "output")
     ]
-    add_padding(model, tables)
+    set_padding_tables(model, tables)
     model.optimize_for_inference(optimized)
     encoder, features = model.get_encoder(), short_clips(16, 10)
     coefficients = torch.tensor([[1.0, 0.5, -0.5], [1.0, 0.2, -1.0]])
@@ -192,7 +192,7 @@ def padded_model(monkeypatch):
     """A model that has learnt its padding."""
     monkeypatch.setattr(padding, "CLIPS", 40)
     model = random_model(RANKS)
-    add_padding(model, learn_padding(model, [speech(4), speech(4)], rank=8))
+    set_padding_tables(model, fit_padding(model, [speech(4), speech(4)], rank=8))
     return model
 
 

@@ -14,7 +14,7 @@ from lite_whisper.common.tensor_files import Checkpoint
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
 from lite_whisper.lowrank.moments import Moments, collect_moments
 from lite_whisper.lowrank.sensitivity import Sensitivities, collect_sensitivities
-from lite_whisper.lowrank.storage import load_moments, save_moments
+from lite_whisper.lowrank.storage import load_calibration, save_calibration
 
 
 @pytest.mark.parametrize("with_sensitivities", [False, True])
@@ -26,8 +26,8 @@ def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) ->
     ]
     windows = torch.randn(2, 80, 3000)
     sensitivities = Sensitivities(totals, weighted, Counter(en=3, nl=1), windows) if with_sensitivities else None
-    save_moments(moments, tmp_path / "moments.safetensors", {"seed": 3}, sensitivities)
-    loaded, loaded_sensitivities, origin = load_moments(tmp_path / "moments.safetensors")
+    save_calibration(moments, tmp_path / "moments.safetensors", {"seed": 3}, sensitivities)
+    loaded, loaded_sensitivities, origin = load_calibration(tmp_path / "moments.safetensors")
     assert origin == {"seed": 3}
     pairs = list(zip(loaded, moments, strict=True))
     if loaded_sensitivities is not None:
@@ -50,7 +50,7 @@ def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) ->
 def test_a_broken_file_is_named(tmp_path) -> None:
     (tmp_path / "moments.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"moments\.safetensors is not a file of moments"):
-        load_moments(tmp_path / "moments.safetensors")
+        load_calibration(tmp_path / "moments.safetensors")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import yaml
 from conftest import EXAMPLES
 
 from lite_whisper.common.errors import InputError
-from lite_whisper.serving.batches import Decoding
+from lite_whisper.serving.batches import DecodingOptions
 from lite_whisper.transcription.formats import Segment, Transcript
 
 SPACE = EXAMPLES / "space"
@@ -48,7 +48,7 @@ class Clock:
             def __init__(self) -> None:
                 self.window = window
 
-            def submit(self, recording: Any, decoding: Decoding) -> "Future[Any]":
+            def submit(self, recording: Any, decoding: DecodingOptions) -> "Future[Any]":
                 clock.now += left.pop(0)
                 clock.order.append(name)
                 future: Future[Any] = Future()
@@ -68,7 +68,7 @@ def test_models_take_turns_and_the_fastest_after_the_first_counts(
         "compressed": clock.model("compressed", 30, [9.0, 2.0, 3.0]),
     }
     clip = EXAMPLES / "digits/test/test_000.flac"
-    outcomes = comparison.compare(models, str(clip), Decoding(language="en"))
+    outcomes = comparison.compare(models, str(clip), DecodingOptions(language="en"))
     assert clock.order == ["stock", "compressed", "compressed", "stock", "stock", "compressed"]
     assert [outcome.transcript.text for outcome in outcomes.values()] == ["stock en", "compressed en"]
     assert {name: outcome.seconds for name, outcome in outcomes.items()} == {"stock": 5.0, "compressed": 2.0}

@@ -24,7 +24,15 @@ from lite_whisper.lowrank.compression import empty_lite_model
 from lite_whisper.modeling_lite_whisper import LowRankLinear
 from lite_whisper.models.layers import layer_inputs
 from lite_whisper.training import recovery, trainer
-from lite_whisper.training.lessons import Lessons, Recovery, _lesson, collate, compared_layers, spliced, teach
+from lite_whisper.training.distillation_data import (
+    DistillationDataset,
+    Recovery,
+    _example,
+    collate,
+    compared_layers,
+    spliced,
+    write_distillation_data,
+)
 from lite_whisper.training.recovery import balance, recover
 from lite_whisper.training.trainer import (
     EVALUATIONS,
@@ -65,11 +73,13 @@ def test_balancing_changes_no_product(lite) -> None:
 def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_path: Path) -> None:
     """Outputs of layers and transcript for the very features in the lesson; variants are other strings."""
     settings = Recovery(variants=2, batch_size=4)
-    files = teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2))
-    lessons = Lessons(files)
-    assert len(lessons) == 12
+    files = write_distillation_data(
+        base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2)
+    )
+    distillation_data = DistillationDataset(files)
+    assert len(distillation_data) == 12
     with torch.no_grad():
-        for lesson in (lessons[0], lessons[11]):
+        for lesson in (distillation_data[0], distillation_data[11]):
             encoded = copy.deepcopy(base_model).get_encoder()(lesson["features"][None], output_hidden_states=True)
             torch.testing.assert_close(
                 lesson["layers"].float(), torch.cat(encoded.hidden_states[1:6]), rtol=2e-3, atol=2e-3
@@ -81,15 +91,22 @@ def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_pat
             text = [token for token in generated.tolist() if token < base_model.config.eos_token_id]
             said = [token for token in lesson["tokens"].tolist() if 0 < token < base_model.config.eos_token_id]
             assert said == text and int(lesson["predicted"].sum()) == len(text) + 1
-    batch = collate([lessons[0], lessons[5], lessons[11]])
+    batch = collate([distillation_data[0], distillation_data[5], distillation_data[11]])
     assert batch["decoder_input_ids"].shape == batch["predicted"].shape
     assert batch["layers"].shape == (5, 3, 300, 256)
-    assert not torch.equal(lessons[0]["features"], lessons[6]["features"])
+    assert not torch.equal(distillation_data[0]["features"], distillation_data[6]["features"])
     changed = [path.stat().st_mtime_ns for path in files]
-    assert teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2)) == files
+    assert (
+        write_distillation_data(
+            base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2)
+        )
+        == files
+    )
     assert [path.stat().st_mtime_ns for path in files] == changed
     with pytest.raises(InputError, match="seed 0 there, 1 here"):
-        teach(base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 1}, range(2))
+        write_distillation_data(
+            base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 1}, range(2)
+        )
 
 
 def test_spliced_windows_are_made_of_pieces_of_the_others() -> None:
@@ -108,11 +125,11 @@ def test_compared_layers_lie_below_the_last() -> None:
 
 
 def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, clips, tmp_path: Path) -> None:
-    files = teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
-    batch = collate([Lessons(files)[index] for index in range(4)])
+    files = write_distillation_data(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
+    batch = collate([DistillationDataset(files)[index] for index in range(4)])
     settings = Recovery(states=0.5, layers=0.7, decoder=2.0)
     arguments = training_arguments(settings, 5, 1e-4, tmp_path, False, torch.device("cpu"))
-    trainer = RecoveryTrainer(lite, settings, arguments, eval_dataset=Lessons(files))
+    trainer = RecoveryTrainer(lite, settings, arguments, eval_dataset=DistillationDataset(files))
     loss = trainer.compute_loss(lite.model, batch)
     with torch.no_grad():
         expected = 0.0
@@ -133,11 +150,13 @@ def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, cli
 
 def test_the_learning_rate_follows_from_the_loss(lite, base_model, processor, clips, tmp_path: Path) -> None:
     """In proportion to it, up to a highest; batches of two, so that every window counts the same."""
-    lessons = Lessons(teach(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1)))
+    distillation_data = DistillationDataset(
+        write_distillation_data(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
+    )
     arguments = training_arguments(replace(SHORT, batch_size=2), 5, 0.0, tmp_path, False, torch.device("cpu"))
-    trial = RecoveryTrainer(lite, SHORT, arguments, eval_dataset=lessons)
+    trial = RecoveryTrainer(lite, SHORT, arguments, eval_dataset=distillation_data)
     with torch.no_grad():
-        loss = trial.compute_loss(lite.model.eval(), collate([lessons[index] for index in range(4)])).item()
+        loss = trial.compute_loss(lite.model.eval(), collate([distillation_data[index] for index in range(4)])).item()
     assert loss < HIGHEST_RATE / RATE_OF_LOSS
     assert learning_rate_of(trial) == pytest.approx(RATE_OF_LOSS * loss, rel=1e-3)
     for layer in lite.get_encoder().layers:
@@ -184,7 +203,10 @@ def test_the_teacher_takes_no_more_than_its_share_of_the_time(
     settings = Recovery(minutes=minutes, variants=3, batch_size=4)
     parts = {"train": clips[:2], "test": clips[2:3]}
     given = (base_model, processor.feature_extractor, parts, tmp_path, settings, {}, torch.device("cpu"))
-    assert [len(lessons) for lessons in recovery._lessons(*given)] == [2 * variants, variants]
+    assert [len(distillation_data) for distillation_data in recovery._distillation_data(*given)] == [
+        2 * variants,
+        variants,
+    ]
 
 
 @pytest.mark.slow
@@ -286,7 +308,7 @@ def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
             moved.append(device)
             return base_model
 
-    lesson = _lesson(Teacher(), features)  # type: ignore[arg-type]
+    lesson = _example(Teacher(), features)  # type: ignore[arg-type]
     assert moved == ["cpu"] and lesson["states"].shape == (2, 300, 256)
     assert "runs on the CPU" in caplog.text
 

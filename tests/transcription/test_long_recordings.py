@@ -269,7 +269,7 @@ def test_a_piece_that_looks_broken_is_tried_again(padded: Path, recordings: Path
         output = Output.named(tmp_path / name)
         given = TranscriptionSettings([str(recordings / "long_*[0-9].flac")], str(padded), output, device="cpu")
         counts = transcribe_to_output(given)
-        return counts.retried, [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        return counts.fallback, [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 
     count, undisturbed = lines("undisturbed.jsonl")
     assert count == 0 and not any(line["retried"] for line in undisturbed)

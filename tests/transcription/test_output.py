@@ -7,7 +7,7 @@ import pytest
 
 from lite_whisper.common.errors import InputError
 from lite_whisper.common.files import check_writable
-from lite_whisper.common.journal import append
+from lite_whisper.common.json_lines import append
 from lite_whisper.transcription.formats import Transcript
 from lite_whisper.transcription.output import Output, file_names
 

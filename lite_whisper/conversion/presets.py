@@ -21,7 +21,7 @@ def checkpoint_name(base: str, preset: Literal["acc", "plain", "fast"]) -> str:
     return f"lite-{Path(public_name(base)).name}{SUFFIXES[preset]}"
 
 
-def family(settings: ConversionSettings) -> Iterator[tuple[Path, Conversion | None]]:
+def convert_presets(settings: ConversionSettings) -> Iterator[tuple[Path, Conversion | None]]:
     """
     Converts a base model into its three checkpoints; those that exist are kept.
 
@@ -36,9 +36,9 @@ def family(settings: ConversionSettings) -> Iterator[tuple[Path, Conversion | No
     """
     with unfinished(settings.output / "calibration") as work:
         for preset in SUFFIXES:
-            folder = settings.output / checkpoint_name(settings.model, preset)
-            moments = settings.moments or work / "calibration.safetensors"
-            of_preset = replace(settings, preset=preset, output=folder, moments=moments)
+            folder = settings.output / checkpoint_name(settings.base_model, preset)
+            calibration_file = settings.calibration_file or work / "calibration.safetensors"
+            of_preset = replace(settings, preset=preset, output=folder, calibration_file=calibration_file)
             if settings.overwrite or not (folder / COMPRESSION).exists():
                 yield folder, convert(of_preset)
             else:

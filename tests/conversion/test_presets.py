@@ -7,7 +7,7 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
 
 from lite_whisper import convert
-from lite_whisper.cli import family
+from lite_whisper.cli import convert_presets
 from lite_whisper.conversion import calibration
 from lite_whisper.lowrank.moments import collect_moments
 from lite_whisper.publishing.card import card_data
@@ -29,7 +29,7 @@ def test_three_checkpoints_from_one_calibration(
 
     monkeypatch.setattr(calibration, "collect_moments", counted)
     command = ["--base", str(base), "--output", str(tmp_path / "family"), "--dataset", str(digits), *OPTIONS]
-    assert family.main(command) == 0
+    assert convert_presets.main(command) == 0
     assert len(calibrations) == 1
     assert sorted(path.name for path in (tmp_path / "family").iterdir()) == sorted(NAMES)
     sizes = [card_data(tmp_path / "family" / name)[0]["after"]["encoder_parameters"] for name in NAMES]
@@ -43,9 +43,9 @@ def test_three_checkpoints_from_one_calibration(
     assert all((ours[name] == theirs[name]).all() for name in ours) and ours.keys() == theirs.keys()
 
     calibrations.clear()
-    assert family.main([*command, "--push-to-hub", "org"]) == 0
+    assert convert_presets.main([*command, "--push-to-hub", "org"]) == 0
     assert not calibrations
     assert {name for _, name in hub.repositories} == {f"org/{name}" for name in NAMES}
     assert "exists and is kept" in capsys.readouterr().out
-    assert family.main([*command, "--seed", "1"]) == 1
+    assert convert_presets.main([*command, "--seed", "1"]) == 1
     assert "seed 0 there, 1 here" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Lessons: what a teacher says of audio, written to files once and read in every step of recovery."""
+"""DistillationDataset: what a teacher says of audio, written to files once and read in every step of recovery."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ..audio import SAMPLING_RATE, Clip, feature_batches
-from ..common.files import claim
+from ..common.files import record_origin
 from ..common.tensor_files import load_tensors, save_tensors
 from ..common.timing import now
 from ..models.layers import layer_inputs, transcripts
@@ -65,7 +65,7 @@ class Recovery:
     seed: int = 0
 
 
-class Lessons(Dataset):
+class DistillationDataset(Dataset):
     """What the teacher said of each window, read from files when it is asked for."""
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -83,14 +83,14 @@ class Lessons(Dataset):
             return {name: lesson.get_slice(name)[row] for name in lesson.keys()}  # noqa: SIM118
 
 
-def collate(lessons: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Lessons to a batch; texts are filled up with 0, of which nothing is predicted."""
+def collate(distillation_data: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """DistillationDataset to a batch; texts are filled up with 0, of which nothing is predicted."""
 
     def stacked(name: str, dim: int = 0) -> torch.Tensor:
-        return torch.stack([lesson[name] for lesson in lessons], dim)
+        return torch.stack([lesson[name] for lesson in distillation_data], dim)
 
     def filled(name: str) -> torch.Tensor:
-        return pad_sequence([lesson[name] for lesson in lessons], batch_first=True)
+        return pad_sequence([lesson[name] for lesson in distillation_data], batch_first=True)
 
     return {
         "input_features": stacked("features"),
@@ -120,7 +120,7 @@ def compared_layers(encoder_layers: int) -> list[int]:
 
 
 @torch.no_grad()
-def teach(
+def write_distillation_data(
     teacher: WhisperForConditionalGeneration,
     extractor: WhisperFeatureExtractor,
     windows: Sequence[Clip],
@@ -154,7 +154,7 @@ def teach(
     """
     state = PartialState()
     with state.main_process_first():
-        claim(folder, origin)
+        record_origin(folder, origin)
     files: list[Path] = []
     total = len(windows) * len(variants)
     with tqdm(desc="teacher", unit="window", total=total, disable=not state.is_main_process) as progress:
@@ -165,9 +165,9 @@ def teach(
             batches = feature_batches(audio, extractor, len(audio), TAUGHT_AT_ONCE, settings.noise, seed)
             for number, features in enumerate(batches):
                 files.append(folder / f"{variant:02}_{number:05}.safetensors")
-                if len(files) % state.num_processes == state.process_index and not _is_lesson(files[-1]):
+                if len(files) % state.num_processes == state.process_index and not _is_example(files[-1]):
                     start = now(teacher.device)
-                    lesson = _lesson(teacher, features)
+                    lesson = _example(teacher, features)
                     save_tensors(lesson, files[-1], {SECONDS: str(now(teacher.device) - start)})
                 progress.update(len(features))
     state.wait_for_everyone()
@@ -190,7 +190,7 @@ def words_in(file: Path) -> int:
     return int(predicted.sum()) - len(predicted)  # the end is predicted in silence too
 
 
-def _is_lesson(file: Path) -> bool:
+def _is_example(file: Path) -> bool:
     try:
         load_tensors(file)
     except FileNotFoundError:
@@ -201,7 +201,7 @@ def _is_lesson(file: Path) -> bool:
     return True
 
 
-def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
+def _example(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the teacher says of a batch; where its device has no room, it goes on on the CPU."""
     try:
         encoder = teacher.get_encoder()
@@ -212,7 +212,7 @@ def _lesson(teacher: WhisperForConditionalGeneration, features: torch.Tensor) ->
     except torch.OutOfMemoryError:
         if teacher.device.type == "cpu":
             raise
-        return _lesson(on_cpu(teacher), features)
+        return _example(on_cpu(teacher), features)
     layers = [inputs[place].half() for place in compared_layers(teacher.config.encoder_layers)]
     return {
         "features": features,

@@ -1,4 +1,4 @@
-"""The command `lite-whisper score`, and how `lite-whisper evaluate` reports."""
+"""The command `lite-whisper report`, and the report that `lite-whisper evaluate` prints."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from . import exit_codes
 
 
 def report(manifests: Sequence[Path], json_file: Path | None, scoring: str) -> None:
-    """Prints what manifests say and writes tables and plots beside the first."""
+    """Prints the report of manifests and writes tables and plots to the folder of the first one."""
     if json_file:
         check_output_file(json_file, "json")
     evaluations = score(manifests, scoring)
@@ -24,7 +24,7 @@ def report(manifests: Sequence[Path], json_file: Path | None, scoring: str) -> N
 
 
 def print_report(evaluations: Sequence[Evaluation]) -> None:
-    """Prints the figures as a table, and the differences between models."""
+    """Prints a table of the figures, and the differences between models."""
     width = max(len(e.result.model) for e in evaluations) + 2
     sets = max(len(e.result.dataset) for e in evaluations) + 2
     print(f"\n{'model':{width}}{'dataset':{sets}}{'WER %':>8}{'CER %':>8}{'sub':>7}{'del':>7}{'ins':>7}{'RTFx':>9}")
@@ -34,11 +34,11 @@ def print_report(evaluations: Sequence[Evaluation]) -> None:
             f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
             f"{r.insertions:7}{r.rtfx:9.1f}"
         )
-    print(f"words are scored {SCORINGS[evaluations[0].result.scoring]}")
+    print(f"scoring: {SCORINGS[evaluations[0].result.scoring]}")
     for evaluation in evaluations:
-        if retried := evaluation.result.retried:
+        if fallbacks := evaluation.result.fallbacks:
             r = evaluation.result
-            print(f"{r.model} on {r.dataset}: {retried} looked broken and were decoded again with all positions")
+            print(f"{r.model} on {r.dataset}: {fallbacks} clips decoded again with all positions (fallback)")
     for result, base, (points, low, high) in differences(evaluations):
         verdict = "no clear difference" if low <= 0 <= high else "worse" if points > 0 else "better"
         print(
@@ -51,21 +51,26 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     """Adds `--scoring`."""
     ways = "; ".join(f"{name}: {how}" for name, how in SCORINGS.items())
     parser.add_argument(
-        "--scoring", choices=SCORINGS, default="plain", help=f"how word errors are counted (default plain), {ways}"
+        "--scoring",
+        choices=SCORINGS,
+        default="plain",
+        help=f"how word errors are counted; {ways} (default: %(default)s)",
     )
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
-    """The parser of `lite-whisper score`."""
-    parser = argparse.ArgumentParser(prog=program, description="Compute every figure again from manifests.")
-    parser.add_argument("manifests", nargs="+", type=Path, help="files that lite-whisper evaluate has written")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    """The parser of `lite-whisper report`."""
+    parser = argparse.ArgumentParser(
+        prog=program, description="Recompute the report of an evaluation from its manifests, without decoding again."
+    )
+    parser.add_argument("manifests", nargs="+", type=Path, help="manifests written by lite-whisper evaluate")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     add_scoring(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None, program: str = "lite-whisper score") -> int:
-    """Runs `lite-whisper score`; returns the exit code."""
+def main(argv: Sequence[str] | None = None, program: str = "lite-whisper report") -> int:
+    """Runs `lite-whisper report`; returns the exit code."""
     parser = build_parser(program)
     arguments = parser.parse_args(argv)
     return exit_codes.run(parser, lambda: report(arguments.manifests, arguments.json, arguments.scoring))

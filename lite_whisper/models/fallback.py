@@ -13,7 +13,7 @@ COMPRESSION_RATIO = 2.4  # as in OpenAI's Whisper, where more than that is a rep
 LONGEST = 0.5  # of the decoder's positions; where OpenAI's Whisper ends a window
 
 
-def broken(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+def needs_fallback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
     """
     Which transcripts deserve a second try: those that repeat themselves, and those that did not come to an end.
 
@@ -37,7 +37,7 @@ def broken(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Se
 
 
 @contextmanager
-def all_positions(model: PreTrainedModel) -> Iterator[None]:
+def computing_all_positions(model: PreTrainedModel) -> Iterator[None]:
     """Lets a LiteWhisper that takes padding for constant compute all positions while the context lasts."""
     encoder: Any = model.get_encoder()
     encoder.use_constant_padding(False)

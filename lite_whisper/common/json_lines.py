@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 CHECKSUM = "crc32"
 
 
-def append(path: Path, lines: Iterable[Any]) -> None:
+def append_lines(path: Path, lines: Iterable[Any]) -> None:
     """
     Adds lines to a manifest, or to another file of dataclasses; they are on the disk when it returns.
 
-    Each has a checksum of the rest of it, see `check_line`.
+    Each has a checksum of the rest of it, see `verify_line`.
     """
     # A name of a file that is no UTF-8 has lone surrogates, which JSON can hold in escaped form alone.
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -32,8 +32,8 @@ def append(path: Path, lines: Iterable[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def check_line(values: dict[str, Any]) -> None:
-    """Raises `ValueError` where a line that `append` wrote, parsed, is not as it was written."""
+def verify_line(values: dict[str, Any]) -> None:
+    """Raises `ValueError` where a line that `append_lines` wrote, parsed, is not as it was written."""
     rest = {name: value for name, value in values.items() if name != CHECKSUM}
     if values.get(CHECKSUM, checksum := _checksum(rest)) != checksum:
         raise ValueError(f"its {CHECKSUM} is {values[CHECKSUM]} and should be {checksum}")
@@ -43,7 +43,7 @@ def _checksum(values: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(values).encode())
 
 
-def drop_torn_line(path: Path) -> None:
+def truncate_torn_line(path: Path) -> None:
     """Removes a last line that an interruption has left without its end."""
     contents = path.read_bytes()
     if contents and not contents.endswith(b"\n"):

@@ -13,7 +13,7 @@ from lite_whisper.cli.transcribe import main
 from lite_whisper.evaluation import decoding
 from lite_whisper.evaluation.decoding import transcribe, transcribe_batch
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.models.second_try import broken
+from lite_whisper.models.fallback import broken
 from lite_whisper.transcription import transcriber
 from lite_whisper.transcription.output import Output
 from lite_whisper.transcription.transcribe import TranscriptionSettings, transcribe_to_output
@@ -39,9 +39,9 @@ def passes(model) -> Iterator[list[int]]:
 def whole(model, processor: WhisperProcessor, clips: Sequence[Clip]) -> list[str]:
     """Transcripts with all positions computed."""
     model.use_constant_padding(False)
-    texts, _, retried = transcribe_batch(model, processor, clips)
+    texts, _, fallback = transcribe_batch(model, processor, clips)
     model.use_constant_padding()
-    assert not retried
+    assert not fallback
     return texts
 
 
@@ -58,14 +58,14 @@ def test_an_evaluation_decodes_what_is_broken_again(model, passes, processor, te
     passes.clear()
     monkeypatch.setattr(decoding, "broken", lambda *_: [0, 2])
     model.get_encoder().padding_states.states.data.zero_()  # so that the first try is another one
-    texts, _, retried = transcribe_batch(model, processor, clips)
+    texts, _, fallback = transcribe_batch(model, processor, clips)
     positions = model.config.max_source_positions
     detection_and_text = 2
     assert [count < positions for count in passes] == [True] * detection_and_text + [False] * detection_and_text
-    assert retried == [0, 2]
+    assert fallback == [0, 2]
     assert [texts[0], texts[2]] == [reference[0], reference[2]]
     assert model.get_encoder().uses_constant_padding
-    assert transcribe(model, processor, clips, batch_size=3).retried == 2
+    assert transcribe(model, processor, clips, batch_size=3).fallback == 2
 
 
 def test_a_transcription_does_so_too_and_counts(padded: Path, digits: Path, tmp_path, monkeypatch, capsys) -> None:
@@ -75,10 +75,10 @@ def test_a_transcription_does_so_too_and_counts(padded: Path, digits: Path, tmp_
         )
         counts = transcribe_to_output(settings)
         lines = (json.loads(line) for line in (tmp_path / name).read_text().splitlines())
-        return counts.retried, [(line["text"], line["retried"]) for line in lines]
+        return counts.fallback, [(line["text"], line["retried"]) for line in lines]
 
     count, undisturbed = transcribed("undisturbed.jsonl")
-    assert count == 0 and not any(retried for _, retried in undisturbed)
+    assert count == 0 and not any(fallback for _, fallback in undisturbed)
     monkeypatch.setattr(transcriber, "broken", lambda *_: [1])
     seen: list[bool] = []
     results = transcriber.Transcriber._results
@@ -90,7 +90,7 @@ def test_a_transcription_does_so_too_and_counts(padded: Path, digits: Path, tmp_
     monkeypatch.setattr(transcriber.Transcriber, "_results", recorded)
     count, again = transcribed("again.jsonl")
     assert count == 1 and seen == [True, False]
-    assert sorted(retried for _, retried in again) == [False] * (len(again) - 1) + [True]
+    assert sorted(fallback for _, fallback in again) == [False] * (len(again) - 1) + [True]
     assert [text for text, _ in again] == [text for text, _ in undisturbed]
     assert main([str(digits), "--model", str(padded), "--output", str(tmp_path / "o.jsonl"), "--device", "cpu"]) == 0
     assert "1 of them again with all positions" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+../inference_lite_whisper.py

@@ -1,0 +1,1 @@
+../kernels_lite_whisper.py
