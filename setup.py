@@ -31,14 +31,10 @@ class CleanBuild(build_py):
 
 
 class SourceDistribution(sdist):
-    """A source distribution with files in place of links and without the tests, which need examples/."""
-
-    def prune_file_list(self) -> None:
-        super().prune_file_list()
-        self.filelist.exclude_pattern("tests", prefix="")  # those that setuptools adds by itself
+    """A source distribution with the Hub files in place of links, and without the tests, which need examples/."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        super().make_release_tree(base_dir, files)
+        super().make_release_tree(base_dir, [file for file in files if Path(file).parts[0] != "tests"])
         copy_hub_files(Path(base_dir) / "lite_whisper")
 
 
