@@ -1,11 +1,11 @@
 """
-Runs what is typed in a shell, without the seconds that imports take.
+Runs shell commands and programs without the seconds that imports take.
 
     python tests/docs/forked.py < lanes.json > results.json
 
-Lanes run side by side, the steps of a lane one after the other until one fails. This process imports everything and
-computes nothing; a fork of it is `lite-whisper ...`, `python ...` or a program. What starts several processes, or
-needs a shell or packages of its own, runs in one.
+Lanes run in parallel; the steps of a lane run in order until one fails. This process imports everything and computes
+nothing; a fork of it runs `lite-whisper ...`, `python ...` or a program. Steps that start several processes, or need a
+shell or other packages, run in a shell.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-TORCHAO = Path(".venv/torchao")  # apart from the environment: transformers imports it wherever it finds it
-OF_A_SHELL = ("accelerate ", "pip ", ". ", "--ray", "ray_cluster")
+TORCHAO = Path(".venv/torchao")  # outside the environment: transformers imports it wherever it is installed
+SHELL_STEPS = ("accelerate ", "pip ", ". ", "--ray", "ray_cluster")
 
 
 def words(command: str) -> list[str]:
-    """The words of a command as bash finds them: without quotes, patterns as file names."""
-    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    """Splits a command into words as bash does: without quotes, with patterns expanded."""
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
     return said.stdout.split("\0")[:-1]
 
 
 def load_everything() -> None:
-    """Imports what the steps do, so that their forks need not."""
+    """Imports everything that the steps import, so that their forks do not have to."""
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import transformers
@@ -73,7 +73,7 @@ def become(language: str, text: str) -> int:
 
 
 def fork(language: str, text: str, output: int) -> int:
-    """Runs a step in a fork of this process, which writes to `output`; returns the exit code."""
+    """Runs a step in a fork of this process that writes to `output`; returns the exit code."""
     process = os.fork()
     if process == 0:
         code = 70
@@ -93,21 +93,21 @@ def fork(language: str, text: str, output: int) -> int:
 
 
 def run(step: dict[str, str]) -> dict[str, Any]:
-    """Runs a step: adds its exit code, what it said and how long it took."""
+    """Runs a step and adds its exit code, output and duration."""
     start, language, text = time.monotonic(), step["language"], step["text"]
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         if language == "python" and "torchao" in text:
             environment = os.environ | {"PYTHONPATH": str(TORCHAO.resolve())}
             code = subprocess.run([sys.executable, "-c", text], env=environment, **streams).returncode
-        elif language == "bash" and any(each in text for each in OF_A_SHELL):
+        elif language == "bash" and any(each in text for each in SHELL_STEPS):
             environment = os.environ | {"PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"}
             code = subprocess.run(["bash", "-c", text], env=environment, **streams).returncode
         else:
             code = fork(language, text, output.fileno())
         output.seek(0)
-        said = output.read().decode(errors="replace")
-    return {**step, "code": code, "said": said, "seconds": time.monotonic() - start}
+        written = output.read().decode(errors="replace")
+    return {**step, "code": code, "output": written, "seconds": time.monotonic() - start}
 
 
 def run_lane(steps: list[dict[str, str]], results: Path) -> None:
@@ -121,12 +121,12 @@ def run_lane(steps: list[dict[str, str]], results: Path) -> None:
 
 
 def main() -> None:
-    """Runs the lanes on stdin; the results of each go to stdout."""
+    """Reads lanes from stdin, runs them and writes their results to stdout."""
     lanes = json.load(sys.stdin)
     del sys.path[0]  # the folder of this file
     with contextlib.redirect_stdout(sys.stderr):
         load_everything()
-    gc.freeze()  # or else every fork would look through what it was given, and so copy it
+    gc.freeze()  # otherwise the collector of every fork would touch, and so copy, all pages
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{index}.json" for index in range(len(lanes))]
         processes = []

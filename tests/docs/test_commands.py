@@ -1,4 +1,4 @@
-"""Every command and program in the README and on the site runs as it stands there, against a stand-in for the Hub."""
+"""Every command and program in the README and the documentation runs unchanged, against a stand-in for the Hub."""
 
 import json
 import os
@@ -18,23 +18,23 @@ import pytest
 from documents import ROOT, Step, steps
 from hub_stand_in import TOKEN, HubStandIn
 
-# Long work is done for a short while, and a machine that is busy with other tests measures times by which more than a
-# little speed is out of reach: what is written, what is run instead, how often it is written.
+# (as documented, as run here, number of occurrences): less work, and a speed-up within reach of timings taken on a
+# machine that is busy with other tests.
 SHORTER = (
     ("--minutes 10", "--minutes 0.2", 2),
     ("--max_steps 60", "--max_steps 6", 1),
     ("--target-speedup 1.5", "--target-speedup 1.01", 1),
-    ("num_samples=40", "num_samples=8", 1),
+    ("num_windows=40", "num_windows=8", 1),
 )
 
-LONG = "examples/ray_cluster.py"  # starts three nodes, so it waits for `make test-long`
+LONG = "examples/ray_cluster.py"  # starts three nodes; `make test-long` runs it
 
-# Ray's workers give way to all else by default, and would get nothing beside the other tests.
+# Ray lowers the priority of its workers by default; beside the other tests they would starve.
 SETTINGS = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 
 def librispeech(folder: Path) -> Path:
-    """A dataset in the form of the one that the README names, holding the bundled calibration audio."""
+    """A stand-in for the dataset in the README, with the bundled calibration audio in the same format."""
     audio = [
         {"bytes": path.read_bytes(), "path": path.name}
         for path in sorted((ROOT / "examples/digits/calibration").glob("*.flac"))[:8]
@@ -53,7 +53,7 @@ def librispeech(folder: Path) -> Path:
 
 
 def published_checkpoint(folder: Path) -> Path:
-    """The demo's model as the existing release would have published it: no processor, one Auto class."""
+    """The model of `make demo` in the format of the published checkpoints: no processor, one Auto class."""
     folder.mkdir()
     config = json.loads((ROOT / "build/lite-whisper-digits/config.json").read_text())
     config["auto_map"] = {"AutoModel": config["auto_map"]["AutoModel"]}
@@ -64,7 +64,7 @@ def published_checkpoint(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the commands can be typed: what a clone has, and recordings of one's own."""
+    """A folder to run the commands in: the contents of a clone, and some recordings."""
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("convert.py", "examples", "build", ".venv"):
         (folder / name).symlink_to(ROOT / name)
@@ -77,19 +77,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo() -> str:
-    """What `make demo` prints."""
+    """The output of `make demo`."""
     result = subprocess.run(["make", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def typed_here() -> list[Step]:
-    """The steps that do not wait for `make test-long`."""
+def steps_of_the_gate() -> list[Step]:
+    """The steps, except those left to `make test-long`."""
     return [step for step in steps() if LONG not in step.text]
 
 
 def shorter(written: list[Step]) -> list[Step]:
-    """The same steps with less of the work that takes long."""
+    """The same steps with less work."""
     for long, short, times in SHORTER:
         assert sum(long in step.text for step in written) == times
         written = [replace(step, text=step.text.replace(long, short)) for step in written]
@@ -97,18 +97,18 @@ def shorter(written: list[Step]) -> list[Step]:
 
 
 def lanes(written: list[Step]) -> list[list[Step]]:
-    """Two halves of about the same time: what needs the demo's model and no other result runs beside the rest."""
+    """Two lanes of similar duration; the second one needs the model of `make demo` and no other result."""
     exported = ("digits-onnx", "digits-openvino", "digits-faster-whisper")
     programs = [
         step for step in written if step.language == "python" and not any(name in step.text for name in exported)
     ]
-    apart = [step for step in written if step in programs or step.page == "docs/guide/large-jobs.md"]
-    return [[step for step in written if step not in apart], apart]
+    second = [step for step in written if step in programs or step.page == "docs/guide/large-jobs.md"]
+    return [[step for step in written if step not in second], second]
 
 
 @pytest.fixture(scope="module")
 def published(demo: str, workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The Hub after everything has been typed, and what was said meanwhile."""
+    """The Hub after all steps have run, and the steps with their output."""
     folder = tmp_path_factory.mktemp("hub")
     with HubStandIn(
         {
@@ -120,7 +120,7 @@ def published(demo: str, workplace: Path, tmp_path_factory: pytest.TempPathFacto
     ) as hub:
         result = subprocess.run(
             [sys.executable, Path(__file__).with_name("forked.py")],
-            input=json.dumps([[asdict(step) for step in lane] for lane in lanes(shorter(typed_here()))]),
+            input=json.dumps([[asdict(step) for step in lane] for lane in lanes(shorter(steps_of_the_gate()))]),
             cwd=workplace,
             env=os.environ | hub.environment(folder / "cache", TOKEN) | SETTINGS,
             stdout=subprocess.PIPE,
@@ -131,8 +131,8 @@ def published(demo: str, workplace: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def typed(published: Any) -> list[dict[str, Any]]:
-    """Every step with its exit code and what it said."""
+def executed(published: Any) -> list[dict[str, Any]]:
+    """Every step with its exit code and output."""
     return published[1]
 
 
@@ -148,18 +148,18 @@ def test_demo(demo: str) -> None:
     assert float(rows["encoder parameters"]) < 50
     start, end, *words = demo.splitlines()[-1].split()
     assert 0 <= float(start) < float(end) <= 6
-    assert jiwer.wer("one two two one", " ".join(words)) < 0.5  # the miniature drops a digit at times
+    assert jiwer.wer("one two two one", " ".join(words)) < 0.5  # the miniature sometimes drops a digit
 
 
-def test_every_step_succeeds(typed: list[dict[str, Any]]) -> None:
-    print(*(f"{step['seconds']:6.1f} s  {step['page']}: {step['text'][:90]!r}" for step in typed), sep="\n")
-    failed = [step for step in typed if step["code"]]
-    assert not failed, "\n".join(f"{step['page']}: {step['text']}\n{step['said']}" for step in failed)
-    assert len(typed) == len(typed_here())
+def test_every_step_succeeds(executed: list[dict[str, Any]]) -> None:
+    print(*(f"{step['seconds']:6.1f} s  {step['page']}: {step['text'][:90]!r}" for step in executed), sep="\n")
+    failed = [step for step in executed if step["code"]]
+    assert not failed, "\n".join(f"{step['page']}: {step['text']}\n{step['output']}" for step in failed)
+    assert len(executed) == len(steps_of_the_gate())
 
 
-def test_every_output_is_complete(typed: list[dict[str, Any]], published: Any, workplace: Path) -> None:
-    commands = "\n".join(step["text"] for step in typed if step["language"] == "bash")
+def test_every_output_is_complete(executed: list[dict[str, Any]], published: Any, workplace: Path) -> None:
+    commands = "\n".join(step["text"] for step in executed if step["language"] == "bash")
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", commands), "lite-whisper-adapted", "lite-from-settings"]
     assert len(outputs) == len(set(outputs)) == 27
     for output in (
@@ -187,19 +187,19 @@ def test_every_output_is_complete(typed: list[dict[str, Any]], published: Any, w
     assert (workplace / "profile.json").exists() and (workplace / "profile.png").exists()
     outputs.remove("curve")
     assert {path.name for path in (workplace / "curve").iterdir()} == {"sweep.csv", "pareto.png"}
-    outputs.remove("family")
-    convert_presets = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}
-    assert {path.name for path in (workplace / "family").iterdir()} == convert_presets
+    outputs.remove("presets")
+    presets = {f"lite-whisper-small{end}" for end in ("-acc", "", "-fast")}
+    assert {path.name for path in (workplace / "presets").iterdir()} == presets
     uploaded = {name for _, name in published[0].repositories if name.startswith("org/")}
-    assert uploaded == {"org/lite-whisper-digits", *(f"org/{name}" for name in convert_presets)}
+    assert uploaded == {"org/lite-whisper-digits", *(f"org/{name}" for name in presets)}
     for output in outputs:
         assert (workplace / output / "model.safetensors").exists()
         assert (workplace / output / "tokenizer_config.json").exists()
 
 
-def test_a_long_recording_is_transcribed_with_times(typed: list[dict[str, Any]]) -> None:
-    (said,) = (step["said"] for step in typed if step["text"].startswith("python examples/transcribe.py"))
-    assert len(re.findall(r"^ +[\d.]+ +[\d.]+  ([a-z ]+)$", said, flags=re.MULTILINE)) > 2, said
+def test_a_long_recording_is_transcribed_with_times(executed: list[dict[str, Any]]) -> None:
+    (output,) = (step["output"] for step in executed if step["text"].startswith("python examples/transcribe.py"))
+    assert len(re.findall(r"^ +[\d.]+ +[\d.]+  ([a-z ]+)$", output, flags=re.MULTILINE)) > 2, output
 
 
 @pytest.mark.long
