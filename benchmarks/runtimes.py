@@ -23,7 +23,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,15 +199,22 @@ RUNTIMES = {
 }
 
 
-def timed(runtime: str, model: str, folder: Path, arguments: argparse.Namespace) -> tuple[float, list[str]]:
-    """Seconds and texts of one pass over the clips, in a process that did nothing else."""
-    clips = chosen_clips(arguments)
+def transcribe(
+    runtime: str, model: str, folder: Path, arguments: argparse.Namespace, clips: Sequence[Clip]
+) -> tuple[float, list[str]]:
+    """Seconds and texts of one pass over the clips, after a warm-up."""
     recognize = RUNTIMES[runtime].load(model, folder, arguments)
     for clip in clips[:WARM_UP]:
         recognize(clip.samples[: LONGEST_WARM_UP * SAMPLING_RATE])
     start = time.perf_counter()
     texts = [recognize(clip.samples).strip() for clip in clips]
     return time.perf_counter() - start, texts
+
+
+def transcribe_in_new_process(*arguments: Any) -> tuple[float, list[str]]:
+    """The same in a process of its own, so that runtimes share neither memory nor thread pools."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(transcribe, *arguments).result()
 
 
 def chosen_clips(arguments: argparse.Namespace) -> list[Clip]:
@@ -266,15 +273,16 @@ def main() -> None:
     for runtime, model in contenders:
         folders[runtime, model] = arguments.output / f"{runtime}, {model}"
         RUNTIMES[runtime].prepare(getattr(arguments, model), folders[runtime, model])
+    clips = chosen_clips(arguments)
     passes: list[dict[str, Any]] = []
     texts: dict[tuple[str, str], list[str]] = {}
     for repetition in range(arguments.repetitions):
         turn = repetition * len(contenders) // arguments.repetitions
         for contender in contenders[turn:] + contenders[:turn]:
             runtime, model = contender
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                work = fresh.submit(timed, runtime, getattr(arguments, model), folders[contender], arguments)
-                seconds, texts[contender] = work.result()
+            seconds, texts[contender] = transcribe_in_new_process(
+                runtime, getattr(arguments, model), folders[contender], arguments, clips
+            )
             passes.append({"runtime": runtime, "model": model, "repetition": repetition, "seconds": seconds})
             print(f"{runtime}, {model}: {seconds:.1f} s", flush=True)
     write_results(passes, arguments.output / "passes.json", UNITS)
