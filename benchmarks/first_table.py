@@ -8,12 +8,12 @@ The first table of the README: real-time factor and word error rate of whole tra
 `--padded` is the stock model with precomputed padding, `--compressed` a compressed model with precomputed padding.
 Every contender transcribes greedily, one clip at a time, with the language set and without timestamps.
 
-Speed: from `--short` and `--long` the `--clips` clips whose durations are closest to 3 s and 12 s. Every pass runs in a
-new process, which loads the model and transcribes two clips before the clock starts; the order of the contenders rotates
-and the figures are medians over `--repetitions`. Nothing else should run on the machine.
-Accuracy: word error rate on `--references` (audio with transcripts, like the calibration audio), and on `--other-voices`
-(audio unlike it, without transcripts) against the transcripts of transformers with the stock model in float32.
-Each difference to stock transformers has a 95 % interval by paired bootstrap.
+Speed: from `--short` and `--long` the `--clips` clips whose durations are closest to 3 s and 12 s. Every pass runs in
+a new process, which loads the model and transcribes two clips before the clock starts. The order of the contenders
+rotates; figures are medians over `--repetitions`. Nothing else should run on the machine.
+Accuracy: word error rate on `--references` (audio with transcripts, like the calibration audio), and on
+`--other-voices` (audio unlike it, without transcripts) against the transcripts of transformers with the stock model in
+float32. Each difference to stock transformers has a 95 % interval by paired bootstrap.
 
 Transcripts for the accuracy figures are kept in the output folder: run the same command again to resume. Writes
 first-table.json.
@@ -27,7 +27,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quality import compare_words
 from record import write_results
@@ -63,8 +62,8 @@ BASELINE = CONTENDERS[0]
 UNITS = {
     **{f"{clips} audio per second": "s of audio per s" for clips in DURATIONS},
     **{f"{clips} seconds": "s" for clips in DURATIONS},
-    **{name: "%" for name in ("wer", "other voices")},
-    **{f"{of} {end}": "points" for of in ("wer", "other voices") for end in ("added", "low", "high")},
+    **dict.fromkeys(("wer", "other voices"), "%"),
+    **{f"{rate} {end}": "points" for rate in ("wer", "other voices") for end in ("added", "low", "high")},
 }
 
 
