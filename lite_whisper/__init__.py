@@ -1,4 +1,4 @@
-"""lite-whisper: Whisper made smaller and faster by low-rank compression of its encoder."""
+"""lite-whisper makes Whisper smaller and faster by low-rank compression of its encoder."""
 
 from importlib.metadata import version
 

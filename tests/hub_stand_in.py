@@ -23,8 +23,8 @@ REPO = r"(?P<repo>[^/]+(?:/[^/]+)??)"
 REVISION = r"(?P<revision>[^/]+)"
 API = rf"/api/(?P<kind>models|datasets)/{REPO}"
 
-# The requests that are answered: the method (HEAD goes with GET), the path, still percent-encoded,
-# and the name of the method of `HubStandIn` that answers. The first match counts.
+# Routes: HTTP method (GET covers HEAD), percent-encoded path, and the method of `HubStandIn` that handles it. The
+# first match wins.
 ROUTES = [
     ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", "tree"),
     ("POST", rf"{API}/paths-info/{REVISION}", "paths_info"),
@@ -41,7 +41,7 @@ ROUTES = [
 ]
 WITHOUT_REPOSITORY = ("whoami", "create", "validate_yaml", "lfs_upload")
 TOKEN = "hf_averysecrettokenindeed"
-LARGE = (".safetensors", ".png", ".flac", ".wav")  # what goes by LFS, whatever its size
+LARGE = (".safetensors", ".png", ".flac", ".wav")  # stored in LFS regardless of size
 
 OFF = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_UPDATE_DOWNLOAD_COUNTS")
 ON = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CONVERSION")
@@ -49,7 +49,7 @@ ON = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CON
 
 @dataclass
 class Request:
-    """A request as it came, and the named parts of the route it matched; headers in lower case."""
+    """A request and the named parts of its route; header names are in lower case."""
 
     method: str
     target: str
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """An answer: the status, the body, and the headers besides `Content-Length`."""
+    """A response: status, body, and headers other than `Content-Length`."""
 
     status: int
     body: bytes
@@ -68,14 +68,14 @@ class Reply:
 
     @classmethod
     def of(cls, value: Any, status: int = 200, **headers: str) -> Reply:
-        """A JSON value as the answer; `X_Name` stands for the header `X-Name`."""
+        """A JSON response; the keyword `X_Name` sets the header `X-Name`."""
         named = {"Content-Type": "application/json"}
         named |= {name.replace("_", "-"): text for name, text in headers.items()}
         return cls(status, json.dumps(value).encode(), named)
 
 
 class RefusedError(Exception):
-    """What the client asked for cannot be done; `X_Error_Code` becomes an error of its own there."""
+    """An error response; the client raises an exception of its own for `X_Error_Code`."""
 
     def __init__(self, status: int, message: str, **headers: str):
         super().__init__(message)
@@ -84,7 +84,7 @@ class RefusedError(Exception):
 
 @dataclass
 class Fault:
-    """What shall go wrong with requests whose method and path fit the pattern, for the first `times` of them.
+    """A fault to inject into the first `times` requests whose method and path match the pattern.
 
     A status is answered with the headers; `cut` breaks the connection in the middle of the request, or, with `late`,
     where the answer would come; `seconds` is how long all of it takes.
@@ -112,7 +112,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, files: dict[str, Path | bytes]) -> Snapshot:
-        """Files with their git ids, LFS files with their digest too, folders and the commit with a digest."""
+        """Computes the git ids of files, the digests of LFS files, and the ids of folders and of the commit."""
         entries: dict[str, dict[str, Any]] = {}
         digests = {".": hashlib.sha1()}
         for name in sorted(files):
@@ -132,12 +132,12 @@ class Snapshot:
 
     @classmethod
     def scan(cls, folder: Path) -> Snapshot:
-        """The files of a folder, read when they are asked for."""
+        """The files of a folder, read on demand."""
         paths = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.relative_to(folder).parts]
         return cls.of({path.relative_to(folder).as_posix(): path for path in paths})
 
     def entry(self, path: str, kind: str) -> dict[str, Any]:
-        """The entry at a path, which must be of the kind `file` or `directory`."""
+        """The entry at a path; it must be a `file` or `directory` as requested."""
         entry = self.entries.get(path)
         if entry is None or entry["type"] != kind:
             raise RefusedError(404, "Entry not found", X_Error_Code="EntryNotFound", X_Repo_Commit=self.sha)
@@ -150,7 +150,7 @@ def contents(file: Path | bytes) -> bytes:
 
 
 def lfs_pointer(data: bytes) -> bytes:
-    """What git holds in place of a large file."""
+    """The LFS pointer that git stores for a large file."""
     digest = hashlib.sha256(data).hexdigest()
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
 
@@ -169,11 +169,11 @@ class Repository:
 
     @property
     def main(self) -> Snapshot:
-        """What lies on the main branch."""
+        """The head of the main branch."""
         return self.at("main")
 
     def at(self, revision: str) -> Snapshot:
-        """The commit that a branch, pull request or hash names."""
+        """The commit named by a branch, a pull request or a hash."""
         sha = self.branches.get(revision, revision)
         if sha not in self.commits:
             raise RefusedError(404, "Revision not found", X_Error_Code="RevisionNotFound")
@@ -221,7 +221,7 @@ class HubStandIn:
         self._server.server_close()
 
     def environment(self, cache: Path, token: str = "") -> dict[str, str]:
-        """The variables that send a process here, to be merged into its own.
+        """The environment variables that point a process to this server.
 
         The stand-in is also the proxy to all other hosts, so that a request that strays (`datasets`
         asks a host `datasets-server.127.0.0.1`) ends here, in a 404.
@@ -240,7 +240,7 @@ class HubStandIn:
         }
 
     def answer(self, request: Request) -> Reply:
-        """Find the route and the repository, and let the route's method answer."""
+        """Find the route and the repository, and call the route's handler."""
         path = request.target.partition("?")[0]
         method = "GET" if request.method == "HEAD" else request.method
         try:
@@ -256,7 +256,7 @@ class HubStandIn:
             return error.reply
 
     def fault(self, request: Request) -> Fault | None:
-        """The first fault that is meant for a request, used up by one."""
+        """The first fault that matches a request; its count is decremented."""
         asked = f"{request.method} {request.target.partition('?')[0]}"
         for fault in self.faults:
             if fault.times and re.search(fault.pattern, asked):
@@ -265,18 +265,18 @@ class HubStandIn:
         return None
 
     def find(self, request: Request) -> Repository:
-        """The repository that a route's parts name, where its reader may see it."""
+        """The repository named in a route, if the reader has access."""
         repository = self.repositories.get((request.parts.get("kind") or "models", request.parts["repo"]))
         if repository is None or (repository.private and self.role(request) is None):
             raise RefusedError(404, "Repository not found", X_Error_Code="RepoNotFound")
         return repository
 
     def role(self, request: Request) -> str | None:
-        """What the request's token allows."""
+        """The permissions of the request's token."""
         return self.tokens.get(request.headers.get("authorization", "").removeprefix("Bearer "))
 
     def check_write(self, request: Request) -> None:
-        """Refuse a request whose token allows no writing."""
+        """Reject a request whose token has no write permission."""
         role = self.role(request)
         if role is None:
             raise RefusedError(401, "Invalid credentials in Authorization header")
@@ -284,7 +284,7 @@ class HubStandIn:
             raise RefusedError(403, "this token may only read")
 
     def info(self, repository: Repository, request: Request) -> Reply:
-        """What `model_info` and `dataset_info` ask for."""
+        """Handles `model_info` and `dataset_info`."""
         snapshot = repository.at(request.parts["revision"] or "main")
         files = [path for path, entry in snapshot.entries.items() if entry["type"] == "file"]
         flags = {"private": repository.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0}
@@ -302,7 +302,7 @@ class HubStandIn:
         return Reply.of(below)
 
     def paths_info(self, repository: Repository, request: Request) -> Reply:
-        """The entries at the paths in the form; those that do not exist are left out."""
+        """The entries at the requested paths that exist."""
         entries = repository.at(request.parts["revision"]).entries
         paths = parse_qs(request.body.decode()).get("paths", [])
         return Reply.of([entries[path] for path in paths if path in entries])
@@ -330,7 +330,7 @@ class HubStandIn:
         return Reply(206, data[start:stop], headers)
 
     def whoami(self, request: Request) -> Reply:
-        """Who the token belongs to, and what it allows."""
+        """The owner and the permissions of the token."""
         if self.role(request) is None:
             raise RefusedError(401, "Invalid credentials in Authorization header")
         token = {"displayName": "test", "role": self.role(request)}
@@ -349,7 +349,7 @@ class HubStandIn:
         return Reply.of({"url": url})
 
     def validate_yaml(self, request: Request) -> Reply:
-        """Whether a card begins with metadata that can be read."""
+        """Checks that a card begins with valid metadata."""
         errors = []
         front = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", json.loads(request.body)["content"], flags=re.DOTALL)
         try:
@@ -360,7 +360,7 @@ class HubStandIn:
         return Reply.of({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def create_branch(self, repository: Repository, request: Request) -> Reply:
-        """A branch that begins where main is."""
+        """Creates a branch at the head of main."""
         self.check_write(request)
         if request.parts["branch"] in repository.branches:
             raise RefusedError(409, "Reference already exists")
@@ -368,7 +368,7 @@ class HubStandIn:
         return Reply.of({})
 
     def preupload(self, repository: Repository, request: Request) -> Reply:
-        """Which files go by LFS, and what lies under their names."""
+        """Tells which files go to LFS, and the current ids under their names."""
         self.check_write(request)
         entries = repository.at(request.parts["revision"]).entries
         files = [
@@ -385,7 +385,7 @@ class HubStandIn:
         return Reply.of({"files": files})
 
     def lfs_batch(self, repository: Repository, request: Request) -> Reply:
-        """Where to put large files; those that are here already need no upload."""
+        """The upload URLs of large files that are not yet stored."""
         self.check_write(request)
         objects = [
             {"oid": wanted["oid"], "size": wanted["size"]}
@@ -399,14 +399,14 @@ class HubStandIn:
         return Reply.of({"transfer": "basic", "objects": objects})
 
     def lfs_upload(self, request: Request) -> Reply:
-        """A large file; like storage in a cloud, the address that was given out is the permission."""
+        """Stores a large file; as with cloud storage, the URL itself is the permission."""
         if hashlib.sha256(request.body).hexdigest() != request.parts["oid"]:
             raise RefusedError(400, "the contents do not have this digest")
         self.objects[request.parts["oid"]] = request.body
         return Reply.of({})
 
     def commit(self, repository: Repository, request: Request) -> Reply:
-        """A new commit, on its branch or as a pull request."""
+        """Creates a commit on a branch or as a pull request."""
         self.check_write(request)
         files = dict(repository.at(request.parts["revision"]).files)
         for line in map(json.loads, request.body.splitlines()):
@@ -423,7 +423,7 @@ class HubStandIn:
         return Reply.of({**answer, "commitOid": snapshot.sha})
 
     def apply(self, key: str, value: dict[str, Any], files: dict[str, Path | bytes]) -> None:
-        """One line of a commit."""
+        """Applies one line of a commit request."""
         if key == "file":
             files[value["path"]] = base64.b64decode(value["content"])
         elif key == "lfsFile":
@@ -445,13 +445,13 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report an error, unless the client just left."""
+        """Report an error, unless the client disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Between HTTP and `HubStandIn.answer`."""
+    """Adapts HTTP requests to `HubStandIn.answer`."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -489,7 +489,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _body(self, headers: dict[str, str]) -> Iterable[bytes]:
-        """The body of a request, in one piece or chunked."""
+        """The body of a request, chunked or not."""
         if headers.get("transfer-encoding") != "chunked":
             yield self.rfile.read(int(headers.get("content-length", 0)))
             return
@@ -501,4 +501,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_CONNECT = _answer  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet; `HubStandIn.requests` tells what was asked."""
+        """Log nothing; `HubStandIn.requests` records the requests."""

@@ -1,4 +1,4 @@
-"""A clock for tests of what measures: time of this process, which other programs on the machine do not lengthen."""
+"""Makes benchmarks count processor time in tests, which does not depend on other programs on the machine."""
 
 import importlib
 import time
@@ -8,10 +8,10 @@ from typing import Any
 
 from torch.utils.benchmark import Timer
 
-MEASURING = ("lite_whisper.conversion.profile", "lite_whisper.kernels_lite_whisper")
+MODULES_WITH_TIMERS = ("lite_whisper.conversion.profile", "lite_whisper.kernels_lite_whisper")
 
 
 def measure_processor_time(replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Lets the package's timers count the time of this process; `replace` sets an attribute, perhaps for a while."""
-    for module in MEASURING:
+    """Replaces the package's timers; `replace` sets an attribute, like `setattr` or `monkeypatch.setattr`."""
+    for module in MODULES_WITH_TIMERS:
         replace(importlib.import_module(module), "Timer", partial(Timer, timer=time.process_time))

@@ -23,7 +23,7 @@ SIZES = {
 
 
 def random_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
-    """Always the same random weights."""
+    """A model with reproducible random weights."""
     torch.manual_seed(0)
     return LiteWhisperForConditionalGeneration(
         LiteWhisperConfig(low_rank_config=low_rank_config, init_std=0.1, **SIZES)
@@ -31,7 +31,7 @@ def random_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
 
 
 def random_padded_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
-    """The same, with tables of padding that hold something."""
+    """The same with random padding tables."""
     model = random_model(low_rank_config)
     model.config.constant_padding = {"rank": 5, "margin": 2, "enabled": True}
     padded = LiteWhisperForConditionalGeneration(model.config).eval()
@@ -43,7 +43,7 @@ def random_padded_model(low_rank_config) -> LiteWhisperForConditionalGeneration:
 
 
 def features_until(*ends: int) -> torch.Tensor:
-    """Log-mel features of clips whose sound ends at these frames."""
+    """Log-mel features of clips that end at these frames; the rest is padding."""
     generator = torch.Generator().manual_seed(1)
     features = torch.rand(len(ends), 80, 2 * SIZES["max_source_positions"], generator=generator) * 2 - 1.25
     for clip, end in zip(features, ends, strict=True):
@@ -58,7 +58,7 @@ def encode(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
 
 def train(model: nn.Module, features: torch.Tensor) -> None:
-    """A few steps of gradient descent on what requires a gradient; asserts that the loss falls."""
+    """Trains the parameters that require gradients for a few steps and asserts that the loss falls."""
     labels = torch.tensor([[1, 5, 9, 13], [1, 6, 10, 14]])
     optimizer = torch.optim.AdamW((parameter for parameter in model.parameters() if parameter.requires_grad), lr=1e-2)
     losses = []

@@ -1,8 +1,8 @@
 """
-The tests that transformers runs on each of its own models, for ours.
+Runs the common model tests of transformers on our model.
 
-The installed package does not hold them; the source distribution of the same version holds the common ones. It is
-fetched once, into build/. What is missing from it (tests of `generate` and of exporters) is an empty class here.
+They are not in the installed package, but in the source distribution of the same version, which is downloaded once into
+build/. Test classes missing from it (`generate` and exporters) are replaced by empty ones.
 """
 
 import importlib
@@ -23,7 +23,7 @@ MISSING = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils"
 
 
 def fetch() -> Path:
-    """The folder of the tests, which is complete where it exists."""
+    """Downloads the tests if needed; returns their folder."""
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(FOLDER.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=FOLDER.parent) as folder:
         if not FOLDER.exists():
@@ -39,7 +39,7 @@ def fetch() -> Path:
 
 
 def load(name: str) -> ModuleType:
-    """A module of the tests, such as `test_modeling_common`."""
+    """Imports a module of the tests, such as `test_modeling_common`."""
     if PACKAGE not in sys.modules:
         sys.modules[PACKAGE] = package = ModuleType(PACKAGE)
         package.__path__ = [str(fetch())]

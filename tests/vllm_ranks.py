@@ -1,4 +1,4 @@
-"""A model of vLLM without its engine; as a program, one rank of tensor parallelism of it."""
+"""Loads a model of vLLM without its engine; run as a program, it is one rank of tensor parallelism."""
 
 import sys
 import tempfile
@@ -13,7 +13,7 @@ from torch import nn
 def vllm_model(
     folder: Path, rank: int = 0, ranks: int = 1, store: str | None = None, quant_config: Any = None, **options: Any
 ) -> Any:
-    """The model of a folder as vLLM loads it, in fp32 on the CPU; `options` are those of its command line."""
+    """Loads a model folder with vLLM, in float32 on the CPU; `options` are command line options of vLLM."""
     from vllm.config import set_current_vllm_config
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
     from vllm.engine.arg_utils import EngineArgs
@@ -28,18 +28,18 @@ def vllm_model(
             store = store or f"{tempfile.mkdtemp()}/store"
             init_distributed_environment(ranks, rank, f"file://{store}", local_rank=rank, backend="gloo")
         ensure_model_parallel_initialized(ranks, 1)
-        with mock.patch("torch.accelerator.empty_cache"):  # which vLLM's own worker replaces where there is no GPU
+        with mock.patch("torch.accelerator.empty_cache"):  # as the CPU worker of vLLM does
             return get_model(vllm_config=config)
 
 
 @torch.no_grad()
 def encode(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """The encoder's output, as vLLM asks for it."""
+    """The encoder's output, through the method that vLLM calls."""
     return torch.stack(list(model.embed_multimodal(input_features=features)))
 
 
 def main(folder: str, work: str, rank: str, ranks: str) -> None:
-    """Writes what this rank encodes, and the sizes of some of its factors."""
+    """Saves the encoder output of this rank and the sizes of some of its factors."""
     model = vllm_model(Path(folder), int(rank), int(ranks), f"{work}/store")
     states = encode(model, torch.load(f"{work}/features"))
     layer = model.model.encoder.layers[0]

@@ -1,1 +1,1 @@
-"""The command line: a file for each command. It parses, prints and decides on exit codes; nothing below does."""
+"""The command line, one module per command: parses options, prints results and sets exit codes; no other folder does."""

@@ -1,4 +1,4 @@
-"""The pages in the order in which they are read, and what is to be typed in them."""
+"""The documentation pages in reading order, and the commands and programs in them."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads mkdocs.yml, whose paths may be marked `!relative`."""
+    """Reads mkdocs.yml, in which paths may be tagged `!relative`."""
 
 
 _Loader.add_constructor("!relative", lambda loader, node: loader.construct_scalar(node))
@@ -24,14 +24,14 @@ def _files(nav: Any) -> list[str]:
 
 
 def pages() -> list[Path]:
-    """The README, then the pages of the site in the order of its navigation."""
+    """The README, then the pages of the site in navigation order."""
     site = yaml.load((ROOT / "mkdocs.yml").read_text(), _Loader)
     return [ROOT / "README.md", *(ROOT / "docs" / file for file in _files(site["nav"]))]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line in a block of `bash`, or a program in one of `python`."""
+    """One line of a `bash` block, or a whole `python` block."""
 
     page: str
     language: str
@@ -39,7 +39,7 @@ class Step:
 
 
 def steps() -> list[Step]:
-    """What the pages tell to type, in their order; `make` apart, and what stood before word for word."""
+    """All steps in reading order, without `make` commands and exact repetitions."""
     found: dict[str, Step] = {}
     for page in pages():
         for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
