@@ -1,1 +1,1 @@
-"""The command line, one module per command: parses options, prints results and sets exit codes; no other folder does."""
+"""The command line, one module per command: parses options, prints results and sets exit codes."""

@@ -30,7 +30,7 @@ SHELL_STEPS = ("accelerate ", "pip ", ". ", "--ray", "ray_cluster")
 def words(command: str) -> list[str]:
     """Splits a command into words as bash does: without quotes, with patterns expanded."""
     printed = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
-    return said.stdout.split("\0")[:-1]
+    return printed.stdout.split("\0")[:-1]
 
 
 def load_everything() -> None:
