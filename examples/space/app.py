@@ -1,4 +1,4 @@
-"""Stock Whisper against a compressed one, on a page: python examples/space/app.py --stock MODEL --compressed MODEL"""
+"""Web page that compares two models: python examples/space/app.py --stock MODEL --compressed MODEL"""
 
 import argparse
 import html
@@ -14,32 +14,32 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from lite_whisper.cli import exit_codes
 from lite_whisper.common.errors import InputError
-from lite_whisper.serving.batches import Batches, DecodingOptions
-from lite_whisper.serving.fields import Capabilities
+from lite_whisper.serving.batches import Batches, RequestOptions
+from lite_whisper.serving.request_fields import Capabilities
 
 TITLE = "Whisper, stock and compressed"
 INTRODUCTION = f"""# {TITLE}
 
-Both models transcribe the same clip: stock Whisper as transformers runs it, and a Whisper whose encoder
-lite-whisper has compressed ([how](https://arxiv.org/abs/2502.20583)), in its inference mode. A compressed model with
-constant padding does not compute the silence that Whisper adds to a short clip."""
-FAIRNESS = """Each model transcribes the clip three times, alone on the same machine, in fp32 and greedily: they take
-turns and change who begins, the first turn warms up, and of the other two the faster one counts. The real-time factor
-is seconds of computing for each second of audio: below 1 is faster than speech."""
-KEEP = 3600  # seconds after which an uploaded file is deleted
+Both models transcribe the same clip: stock Whisper in transformers, and a Whisper whose encoder was compressed by
+lite-whisper ([paper](https://arxiv.org/abs/2502.20583)), with optimised inference. A compressed model with constant
+padding skips the silence that Whisper appends to short clips."""
+FAIRNESS = """Each model transcribes the clip three times on the same machine, one at a time, in float32 and with greedy
+decoding. The models alternate, and the order changes every round. The first round is a warm-up; the faster of the other
+two counts. The real-time factor is seconds of computation per second of audio: below 1 is faster than real time."""
+UPLOAD_LIFETIME = 3600  # seconds until an uploaded file is deleted
 
 
 def transcribe(
     models: Mapping[str, Batches], file: str | None, language: str, task: Literal["transcribe", "translate"]
 ) -> list[Any]:
     """
-    What the page shows of a clip: the verdict; then of each model text, seconds and segments.
+    Returns the outputs of the page for a clip: the verdict, then text, seconds and segments of each model.
 
     Raises:
         gr.Error: the clip cannot be used.
     """
     try:
-        outcomes = compare(models, file, DecodingOptions(task, language or None))
+        outcomes = compare(models, file, RequestOptions(task, language or None))
     except InputError as error:
         raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
     shown: list[Any] = [f"### {verdict(**outcomes)}"]
@@ -55,26 +55,26 @@ def build_page(models: Mapping[str, Batches], capabilities: Mapping[str, Capabil
 
     Args:
         models (`Mapping[str, Batches]`): `"stock"` and `"compressed"`.
-        abilities (`Mapping[str, Capabilities]`): likewise, what can be asked of them.
+        capabilities (`Mapping[str, Capabilities]`): the features of each model.
     """
-    codes = frozenset.intersection(*(known.languages for known in capabilities.values()))
+    codes = frozenset.intersection(*(supported.languages for supported in capabilities.values()))
     languages = sorted((LANGUAGES[code].capitalize(), code) for code in codes)
     tasks = [("Transcribe", "transcribe")]
-    if all(known.translates for known in capabilities.values()):
+    if all(supported.translates for supported in capabilities.values()):
         tasks.append(("Translate into English", "translate"))
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP, KEEP)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(UPLOAD_LIFETIME, UPLOAD_LIFETIME)) as page:
         gr.Markdown(INTRODUCTION)
         audio = gr.Audio(sources=["upload", "microphone"], type="filepath", buttons=[], label=f"Audio: {ACCEPTED}")
         with gr.Row():
-            language = gr.Dropdown([("Detect", ""), *languages], value="", label="Language that is spoken")
+            language = gr.Dropdown([("Detect", ""), *languages], value="", label="Spoken language")
             task = gr.Radio(tasks, value="transcribe", label="Task")
         button = gr.Button("Transcribe", variant="primary")
         outputs: list[Any] = [gr.Markdown()]
         with gr.Row():
-            for which, known in capabilities.items():
+            for which, supported in capabilities.items():
                 with gr.Column(min_width=320):
-                    gr.Markdown(f"## {which.capitalize()}\n\n{known.name}")
+                    gr.Markdown(f"## {which.capitalize()}\n\n{supported.name}")
                     outputs += [
                         gr.Textbox(label=f"Text of the {which} model"),
                         gr.Markdown(),
@@ -83,13 +83,13 @@ def build_page(models: Mapping[str, Batches], capabilities: Mapping[str, Capabil
                         ),
                     ]
         gr.Markdown(FAIRNESS)
-        # One clip at a time: another one beside it would slow down whichever model runs.
+        # One clip at a time, since a second one would slow down the model that is being timed.
         button.click(partial(transcribe, models), [audio, language, task], outputs, concurrency_limit=1)
     return page
 
 
 def main() -> int:
-    """Runs the page until it is told to stop; returns the exit code."""
+    """Serves the page until interrupted; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     for which, default in (("stock", "openai/whisper-base"), ("compressed", "efficient-speech/lite-whisper-base")):
         variable = f"{which.upper()}_MODEL"
@@ -97,16 +97,18 @@ def main() -> int:
             f"--{which}",
             metavar="MODEL",
             default=os.environ.get(variable, default),
-            help=f"Hub id or folder (default that of the environment variable {variable}, or {default})",
+            help=f"Hub id or folder (default: the environment variable {variable}, or {default})",
         )
     arguments = parser.parse_args()
 
     def serve() -> None:
         loaded = {which: load(getattr(arguments, which)) for which in ("stock", "compressed")}
         models = {which: model for which, (model, _) in loaded.items()}
-        capabilities = {which: known for which, (_, known) in loaded.items()}
+        capabilities = {which: supported for which, (_, supported) in loaded.items()}
         build_page(models, capabilities).launch(
-            server_name="0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1",  # the Hub connects from elsewhere
+            server_name="0.0.0.0"
+            if "SPACE_ID" in os.environ
+            else "127.0.0.1",  # a Space receives connections from outside
             share=False,
             ssr_mode=False,
             run_history=False,

@@ -1,30 +1,30 @@
-"""Calls that a Hub dataset holds in chunks, with one transcript for each whole call in another dataset."""
+"""Hub datasets of calls: the audio is stored in chunks, the transcripts of whole calls in a second dataset."""
 
 import random
 from functools import partial
 
 from ..common.errors import InputError
-from .clips import Chunk, Entry
+from .clips import CallPosition, Entry
 from .sources import _FindText, _open_stream, _rows, _stored_audio
 
 EARNINGS22 = "ArtificialAnalysis/Earnings22-Cleaned-AA-chunked"
 CALLS = {EARNINGS22: "ArtificialAnalysis/Earnings22-Cleaned-AA"}
-"""Datasets of chunks, and those that hold the transcripts of their calls."""
+"""Maps each dataset of chunks to the dataset with the transcripts of the whole calls."""
 
-AUDIO = "audio"  # the folder of the chunks, which their rows do not name
+AUDIO_FOLDER = "audio"  # holds the chunks; the rows of the dataset do not mention it
 
 
-def in_chunks(source: str) -> bool:
-    """Whether a source holds calls in chunks."""
+def holds_calls(source: str) -> bool:
+    """Whether a source is a dataset of calls stored in chunks."""
     return source.split(":")[0] in CALLS
 
 
 def call_entries(source: str, seed: int | None, find_text: _FindText) -> list[Entry]:
     """
-    The chunks of a dataset of calls; the text of each is that of its whole call.
+    Lists the chunks of a dataset of calls. The text of every chunk is the transcript of its whole call.
 
     Raises:
-        InputError: a dataset cannot be opened, a row is not that of a chunk, or a call has no transcript.
+        InputError: a dataset cannot be opened, a row lacks a required column, or a call has no transcript.
     """
     name, _, split = source.partition(":")
     transcripts = f"{CALLS[name]}:{split}"
@@ -39,13 +39,13 @@ def call_entries(source: str, seed: int | None, find_text: _FindText) -> list[En
             )
         if call not in texts:
             raise InputError(
-                f"{transcripts} has no transcript of the call {call}, of which {source} holds a chunk; clear the cache "
-                "of datasets, in case one of the two is older",
+                f"{transcripts} has no transcript of call {call}, which {source} contains; one of the two may be "
+                "outdated in the datasets cache, so clear the cache and try again",
                 setting="dataset",
             )
-        path = f"hf://datasets/{name}/{AUDIO}/{file}"
+        path = f"hf://datasets/{name}/{AUDIO_FOLDER}/{file}"
         load = partial(_stored_audio, {"path": path}, name)
-        entries.append(Entry(f"{AUDIO}/{file}", load, texts[call], path, Chunk(call, index)))
+        entries.append(Entry(f"{AUDIO_FOLDER}/{file}", load, texts[call], path, CallPosition(call, index)))
     if seed is not None:
         random.Random(seed).shuffle(entries)
     return entries

@@ -1,4 +1,4 @@
-"""A clip, decoded or still to be read."""
+"""Clips: decoded audio (`Clip`), and audio that has not been read yet (`Entry`)."""
 
 import io
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from ..common.errors import InputError
 from .decoding import decode
 
 
-class Chunk(NamedTuple):
+class CallPosition(NamedTuple):
     """
-    Where in a call a clip lies, whose transcript is that of the whole call.
+    Position of a clip within a call. Such clips carry the transcript of the whole call.
 
     Args:
-        parent_id (`str`): the call.
-        chunk_index (`int`): the place in it, from 0.
+        parent_id (`str`): id of the call.
+        chunk_index (`int`): index of the clip within the call, from 0.
     """
 
     parent_id: str
@@ -31,16 +31,16 @@ class Clip:
     Decoded audio.
 
     Args:
-        name (`str`): what a published file may say of it.
+        name (`str`): a name without local paths; it appears in published files.
         samples (`np.ndarray` of shape `(samples,)`): float32 in [-1, 1] at 16 kHz, mono.
-        text (`str`, *optional*): its transcript where there is one.
-        chunk (`Chunk`, *optional*): where it is one of those of a call.
+        text (`str`, *optional*): the reference transcript.
+        call_position (`CallPosition`, *optional*): for clips that are part of a call.
     """
 
     name: str
     samples: np.ndarray
     text: str | None = None
-    chunk: Chunk | None = None
+    call_position: CallPosition | None = None
 
 
 @dataclass(frozen=True)
@@ -49,30 +49,30 @@ class Entry:
     A clip that has not been read yet.
 
     Args:
-        name (`str`): what a published file may say of it.
-        load (`Callable`): returns what soundfile can open.
-        text (`str`, *optional*): its transcript where there is one.
-        location (`str`): where it is: the path of the file, or the row of a dataset.
-        chunk (`Chunk`, *optional*): where it is one of those of a call.
+        name (`str`): a name without local paths; it appears in published files.
+        load (`Callable`): returns a path or bytes that soundfile can open.
+        text (`str`, *optional*): the reference transcript.
+        location (`str`): path of the file, or row of the dataset.
+        call_position (`CallPosition`, *optional*): for clips that are part of a call.
     """
 
     name: str
     load: Callable[[], str | Path | io.BytesIO]
     text: str | None
     location: str
-    chunk: Chunk | None = None
+    call_position: CallPosition | None = None
 
     def read(self) -> "Clip":
         """
-        The decoded clip.
+        Reads and decodes the clip.
 
         Raises:
-            InputError: it cannot be had or decoded, is empty, too long, or not finite.
-            OSError: it cannot be opened.
+            InputError: the clip cannot be loaded or decoded, is empty or too long, or has samples that are not finite.
+            OSError: the file cannot be opened.
         """
         try:
-            return Clip(self.name, decode(self.load()), self.text, self.chunk)
+            return Clip(self.name, decode(self.load()), self.text, self.call_position)
         except (InputError, OSError):
             raise
-        except Exception as error:  # of a connection, an archive or memory: the other clips have nothing to do with it
+        except Exception as error:  # a connection, an archive or memory failed; other clips may still be readable
             raise InputError(f"cannot be read ({type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""The clips of several sources, in turn from each, in chunks, and shared by processes."""
+"""`AudioDataset`: interleaves the clips of several sources, and splits them into blocks for several processes."""
 
 import itertools
 import logging
@@ -7,16 +7,16 @@ from functools import partial
 
 from ..common.errors import InputError
 from ..common.processes import num_processes, shard
-from .calls import call_entries, in_chunks
+from .calls import call_entries, holds_calls
 from .clips import Clip, Entry
-from .sources import PART, _FindText, _Part, _source_parts, _transcript
+from .sources import SHARD_STRIDE, _FindText, _Shard, _source_shards, _transcript
 
 logger = logging.getLogger(__name__)
 
 
 class AudioDataset:
     """
-    The clips of several sources, taken in turn from each.
+    The clips of several sources, interleaved.
 
     Clips that cannot be read are skipped with a warning and listed in `skipped` ("name: reason").
 
@@ -28,12 +28,12 @@ class AudioDataset:
             The column of a dataset, or of `metadata.csv`, with the transcripts; one of `TEXT_COLUMNS` by default.
         need_text (`bool`): whether a clip without a transcript is an error.
         seed (`int`, *optional*):
-            Shuffles every source with this seed; without it the order is that of the source. A streamed dataset is
+            Shuffles every source with this seed; by default the order of the source is kept. A streamed dataset is
             shuffled by shard and in a buffer of 100 rows.
 
     Raises:
-        InputError: a source does not exist or holds no audio; while iterating, if not one clip was readable, or has no
-            transcript where one is needed.
+        InputError: a source does not exist or contains no audio; while iterating, if no clip can be read, or if a
+            required transcript is missing.
     """
 
     def __init__(
@@ -45,34 +45,34 @@ class AudioDataset:
     ) -> None:
         self.skipped: list[str] = []
         find_text = partial(_transcript, column=text_column, needed=need_text)
-        self._sources = [_parts(source, seed, find_text) for source in sources]
+        self._sources = [_shards(source, seed, find_text) for source in sources]
         self._names = ", ".join(sources)
 
     def entries(self) -> Iterator[Entry]:
-        """The clips, none of them read yet, in the order in which iteration gives them."""
-        return _take_turns([itertools.chain.from_iterable(part() for part in parts) for parts in self._sources])
+        """Yields the clips without reading them, in iteration order."""
+        return _interleave([itertools.chain.from_iterable(load() for load in shards) for shards in self._sources])
 
-    def chunks(self, size: int, num_clips: int | None = None) -> Iterator[list[tuple[int, Entry]]]:
+    def blocks(self, size: int, num_clips: int | None = None) -> Iterator[list[tuple[int, Entry]]]:
         """
-        Consecutive clips of each source, none of them read yet; several processes share the chunks.
+        Yields blocks of consecutive clips of one source, without reading them. Processes share the blocks.
 
-        A streamed dataset of several files consists of parts, so that no process need read the files of the others;
-        where there are fewer parts than processes, or only some clips are wanted, all read it. Each clip comes with a
-        number: its place in its part, plus n million in the n-th. Neither the numbers nor what is in a chunk depend on
-        how many processes there are.
+        A streamed dataset with several files is split into shards, so that each process only reads its own files. With
+        fewer shards than processes, or when `num_clips` is given, every process reads the whole dataset. Each clip
+        comes with a number: its position in its shard, plus n million in the n-th shard. Neither these numbers nor
+        the contents of the blocks depend on the number of processes.
 
         Args:
-            size (`int`): clips of a chunk.
-            num_clips (`int`, *optional*): how many clips to take in all.
+            size (`int`): clips per block.
+            num_clips (`int`, *optional*): maximum number of clips in total.
         """
-        parts = list(enumerate(part for parts in self._sources for part in parts))
-        if num_clips is None and len(parts) >= num_processes():
-            return itertools.chain.from_iterable(_chunks(part, size, number) for number, part in shard(parts))
-        chunks = itertools.chain.from_iterable(_chunks(part, size, number) for number, part in parts)
-        return shard(_first(chunks, num_clips))
+        shards = list(enumerate(load for shards in self._sources for load in shards))
+        if num_clips is None and len(shards) >= num_processes():
+            return itertools.chain.from_iterable(_blocks(load, size, number) for number, load in shard(shards))
+        blocks = itertools.chain.from_iterable(_blocks(load, size, number) for number, load in shards)
+        return shard(_limit(blocks, num_clips))
 
     def read(self, entry: Entry) -> Clip | None:
-        """Its clip, or None where that is skipped because it cannot be read."""
+        """Reads a clip; returns None, and records it in `skipped`, if it cannot be read."""
         try:
             return entry.read()
         except (InputError, OSError) as error:
@@ -91,43 +91,43 @@ class AudioDataset:
         self.check_found(found)
 
     def check_found(self, found: int) -> None:
-        """Raises `InputError` where not one clip was found."""
+        """Raises `InputError` if no clip was found."""
         if not found:
             raise InputError(
-                f"none of the {len(self.skipped)} clips in {self._names} could be read, "
-                f"the first being {self.skipped[0]}; give wav, flac, ogg or mp3 files"
+                f"none of the {len(self.skipped)} clips in {self._names} could be read "
+                f"(first: {self.skipped[0]}); provide wav, flac, ogg or mp3 files"
                 if self.skipped
-                else f"{self._names} holds no clips; name a dataset with audio",
+                else f"{self._names} contains no clips; name a dataset with audio",
                 setting="dataset",
             )
 
 
-def _parts(source: str, seed: int | None, find_text: _FindText) -> list[_Part]:
-    """The entries of a source, in parts of which one can be read without the others."""
-    if in_chunks(source):
+def _shards(source: str, seed: int | None, find_text: _FindText) -> list[_Shard]:
+    """Splits a source into shards that can be read independently."""
+    if holds_calls(source):
         entries = call_entries(source, seed, find_text)
         return [lambda: iter(entries)]
-    return _source_parts(source, seed, find_text)
+    return _source_shards(source, seed, find_text)
 
 
-def _chunks(part: _Part, size: int, number: int) -> Iterator[list[tuple[int, Entry]]]:
-    """The clips of a part, which is the one of that number."""
-    numbered = enumerate(part(), start=PART * number)
-    while chunk := list(itertools.islice(numbered, size)):
-        yield chunk
+def _blocks(load: _Shard, size: int, number: int) -> Iterator[list[tuple[int, Entry]]]:
+    """Splits the shard with this number into blocks of numbered clips."""
+    numbered = enumerate(load(), start=SHARD_STRIDE * number)
+    while block := list(itertools.islice(numbered, size)):
+        yield block
 
 
-def _first(chunks: Iterator[list[tuple[int, Entry]]], num_clips: int | None) -> Iterator[list[tuple[int, Entry]]]:
-    """So many clips of the first chunks, or all."""
-    for chunk in chunks:
-        yield chunk[:num_clips]
+def _limit(blocks: Iterator[list[tuple[int, Entry]]], num_clips: int | None) -> Iterator[list[tuple[int, Entry]]]:
+    """The first blocks, up to `num_clips` clips in total, or all of them."""
+    for block in blocks:
+        yield block[:num_clips]
         if num_clips is not None:
-            num_clips -= len(chunk)
+            num_clips -= len(block)
             if num_clips <= 0:
                 return
 
 
-def _take_turns(iterators: list[Iterator[Entry]]) -> Iterator[Entry]:
+def _interleave(iterators: list[Iterator[Entry]]) -> Iterator[Entry]:
     """One entry of each iterator in turn, until all are exhausted."""
     nothing = object()
     rounds = itertools.zip_longest(*iterators, fillvalue=nothing)

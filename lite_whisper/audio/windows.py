@@ -1,4 +1,4 @@
-"""Clips in; windows of the model's length, batches of similar length and log-mel features out."""
+"""Splits clips into windows of the model's length, and turns them into batches and log-mel features."""
 
 import itertools
 import logging
@@ -15,7 +15,7 @@ from .decoding import SAMPLING_RATE
 logger = logging.getLogger(__name__)
 
 
-SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
+MIN_PEAK = 1e-4  # peak amplitude, -80 dB of full scale; windows below are silent
 
 
 def feature_batches(
@@ -27,16 +27,16 @@ def feature_batches(
     seed: int = 0,
 ) -> Iterator[torch.Tensor]:
     """
-    Cuts clips into windows of the model's length and turns them into log-mel features.
+    Splits clips into windows of the model's length and computes log-mel features. Silent windows are skipped.
 
     Args:
-        clips (`Iterable[Clip]`): 16 kHz audio; what is longer than a window gives several.
-        feature_extractor (`WhisperFeatureExtractor`): the model's own.
-        num_windows (`int`): how many windows to take at the most.
+        clips (`Iterable[Clip]`): 16 kHz audio; clips longer than a window give several windows.
+        feature_extractor (`WhisperFeatureExtractor`): the model's feature extractor.
+        num_windows (`int`): maximum number of windows.
         batch_size (`int`): windows per batch.
         noise (`tuple[float, float]`, *optional*): range of signal-to-noise ratios in dB at which white noise is added;
             no noise by default.
-        seed (`int`, *optional*, defaults to 0): of the noise.
+        seed (`int`, *optional*, defaults to 0): seed of the noise.
 
     Yields:
         `torch.Tensor` of shape `(batch_size or fewer, mel_bins, mel_frames)`.
@@ -48,21 +48,21 @@ def feature_batches(
     generator = np.random.default_rng(seed)
     silent = 0
 
-    def sounding_windows() -> Iterator[np.ndarray]:
+    def audible_windows() -> Iterator[np.ndarray]:
         nonlocal silent
-        for window in windows_of(clips, length):
-            if np.abs(window.samples).max() >= SILENCE:
+        for window in split_into_windows(clips, length):
+            if np.abs(window.samples).max() >= MIN_PEAK:
                 yield with_noise(window.samples, generator.uniform(*noise), generator) if noise else window.samples
             else:
                 silent += 1
 
-    windows = itertools.islice(sounding_windows(), num_windows)
+    windows = itertools.islice(audible_windows(), num_windows)
     used = 0
     while batch := list(itertools.islice(windows, batch_size)):
         yield feature_extractor(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
         used += len(batch)
     if silent:
-        logger.warning("left out %d silent windows", silent)
+        logger.warning("skipped %d silent windows", silent)
     if not used:
         raise InputError(
             "the calibration audio is silent (below -80 dB); check the recordings or name another dataset",
@@ -70,8 +70,8 @@ def feature_batches(
         )
 
 
-def windows_of(clips: Iterable[Clip], length: int) -> Iterator[Clip]:
-    """Cuts clips into windows of `length` samples, the last of each clip shorter."""
+def split_into_windows(clips: Iterable[Clip], length: int) -> Iterator[Clip]:
+    """Splits clips into windows of `length` samples; the last window of a clip may be shorter."""
     for clip in clips:
         for start in range(0, len(clip.samples), length):
             yield Clip(clip.name, clip.samples[start : start + length])
@@ -83,8 +83,8 @@ def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator
 
     Args:
         samples (`np.ndarray` of shape `(samples,)`): float32.
-        ratio (`float`): of signal to noise, in dB.
-        generator (`np.random.Generator`): of the noise.
+        ratio (`float`): signal-to-noise ratio in dB.
+        generator (`np.random.Generator`): source of the noise.
 
     Returns:
         `np.ndarray` of shape `(samples,)`, float32.
@@ -96,8 +96,8 @@ def with_noise(samples: np.ndarray, ratio: float, generator: np.random.Generator
 def batches_by_length(
     clips: Sequence[Clip], extractor: WhisperFeatureExtractor, batch_size: int
 ) -> Iterator[list[int]]:
-    """Indices of clips in batches of similar length, the shortest first; those beyond a window are among themselves."""
+    """Indices of clips in batches of similar length, shortest first; clips longer than a window are batched apart."""
     by_length = sorted(range(len(clips)), key=lambda index: len(clips[index].samples))
     short = [index for index in by_length if len(clips[index].samples) <= extractor.n_samples]
-    for part in (short, by_length[len(short) :]):
-        yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))
+    for indices in (short, by_length[len(short) :]):
+        yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))

@@ -9,18 +9,18 @@ from .options import DTYPES, add_batch_size, add_device, add_dtype, add_model_fo
 
 
 def port(text: str) -> int:
-    """A port number, parsed from text."""
+    """Parses a port number."""
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port number (0 to 65535)")
     return int(text)
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
-    """The parser of `lite-whisper serve`."""
+    """Builds the parser of `lite-whisper serve`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Serve a Whisper, compressed or not, through an OpenAI-compatible API: /v1/audio/transcriptions and "
-        "/v1/audio/translations. Concurrent requests are batched.",
+        description="Serve a Whisper, compressed or not, through an OpenAI-compatible API: /v1/audio/transcriptions "
+        "and /v1/audio/translations. Concurrent requests are batched.",
     )
     add_model_folder(parser)
     parser.add_argument(
@@ -72,10 +72,10 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(settings: ServingSettings) -> None:
-    """Serves, and prints the URL."""
+    """Starts the server and prints its URL."""
     from ..serving.serve import serve  # imports FastAPI, which is optional
 
-    serve(settings, ready=lambda said: print(said, flush=True))
+    serve(settings, ready=lambda message: print(message, flush=True))
 
 
 def main(argv: Sequence[str] | None = None, program: str = "lite-whisper serve") -> int:

@@ -12,7 +12,7 @@ from .options import DTYPES, add_batch_size, add_decoding, add_device, add_dtype
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
-    """The parser of `lite-whisper transcribe`."""
+    """Builds the parser of `lite-whisper transcribe`."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Transcribe any number of recordings of any length. Run the same command again to resume an "
@@ -62,19 +62,21 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 
 def settings_from(arguments: argparse.Namespace) -> TranscriptionSettings:
-    """The settings given by the options."""
+    """Builds the settings from the parsed options."""
     values = {name: value for name, value in vars(arguments).items() if name not in ("output", "format")}
     return TranscriptionSettings(output=Output.from_path(arguments.output, arguments.format), **values)
 
 
 def run(settings: TranscriptionSettings) -> None:
-    """Transcribes, and prints a summary."""
-    counts = transcribe_to_output(settings)
-    unreadable = f", {counts.failed} could not be read" if counts.failed else ""
-    fallbacks = f", {counts.fallbacks} of them with the fallback to all positions" if counts.fallbacks else ""
-    if counts.backend_choice:
-        print(counts.backend_choice)
-    print(f"{counts.transcribed} recording{'' if counts.transcribed == 1 else 's'} transcribed{fallbacks}{unreadable}")
+    """Transcribes and prints a summary."""
+    summary = transcribe_to_output(settings)
+    unreadable = f", {summary.failed} could not be read" if summary.failed else ""
+    fallbacks = f", {summary.fallbacks} of them with the fallback to all positions" if summary.fallbacks else ""
+    if summary.backend_choice:
+        print(summary.backend_choice)
+    print(
+        f"{summary.transcribed} recording{'' if summary.transcribed == 1 else 's'} transcribed{fallbacks}{unreadable}"
+    )
     print(f"written to {settings.output.path}")
 
 

@@ -1,1 +1,1 @@
-"""A server that transcribes what is uploaded to it, by the protocol of OpenAI."""
+"""An OpenAI-compatible server for transcriptions and translations."""

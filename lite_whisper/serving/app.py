@@ -1,4 +1,4 @@
-"""The endpoints: what comes in is checked and read here, then waits for its batch."""
+"""The HTTP endpoints: validates requests, decodes their audio and queues it for the next batch."""
 
 import asyncio
 import io
@@ -21,95 +21,97 @@ from ..audio import Clip, Entry, decode
 from ..common.errors import InputError
 from ..transcription.recognizers import Recognizer
 from ..transcription.transcriber import Recording
-from .answers import answer
 from .batches import Batches, Outcome, Task
-from .errors import GONE, RequestError
-from .fields import Capabilities, asked
+from .errors import CLIENT_DISCONNECTED, RequestError
 from .metrics import Metrics
+from .request_fields import Capabilities, parse_request
+from .responses import build_response
 from .settings import ServingSettings
-from .uploads import discard, received
+from .uploads import discard_body, read_upload
 
-LINGER = 5  # seconds in which a client that was refused can send the rest
-READERS = 2  # files that are decoded at once
-LONGEST_WAIT = 60  # seconds; OpenAI's clients wait no longer when they are told to
+DISCARD_SECONDS = 5  # for a rejected client to finish sending its request
+MAX_DECODERS = 2  # files that are decoded at once
+MAX_RETRY_AFTER = 60  # seconds; OpenAI's clients ignore longer delays
 
 
 class Service:
     """
-    Answers requests to transcribe.
+    Handles transcription requests.
 
     Args:
-        recognizer (`Recognizer`): with the model.
-        settings (`ServingSettings`): how it runs, and the limits.
+        recognizer (`Recognizer`): the model and its processor.
+        settings (`ServingSettings`): settings and limits of the server.
     """
 
     def __init__(self, recognizer: Recognizer, settings: ServingSettings) -> None:
         self.metrics = Metrics()
-        self.capabilities = Capabilities.of(settings.model, recognizer.model, settings.backend)
+        self.capabilities = Capabilities.from_model(settings.model, recognizer.model, settings.backend)
         self.batches = Batches(recognizer, settings.batch_size, self.metrics.batch.observe)
         self._settings = settings
-        self._largest = int(settings.max_upload * 1e6)
-        self._places = settings.max_requests
-        self._numbers = itertools.count()
-        self._reading = asyncio.Semaphore(READERS)
+        self._max_upload = int(settings.max_upload * 1e6)
+        self._free_slots = settings.max_requests
+        self._indices = itertools.count()
+        self._decoders = asyncio.Semaphore(MAX_DECODERS)
 
-    async def answer(self, request: Request, task: Task) -> Response:
-        """The answer to a request: a transcript, or an error in the form of OpenAI's."""
+    async def handle(self, request: Request, task: Task) -> Response:
+        """Handles a request; returns a transcript, or an error in OpenAI's format."""
         start, status = time.perf_counter(), 500
         try:
-            with self._place():
-                response = await self._transcribed(request, task)
+            with self._slot():
+                response = await self._transcribe(request, task)
             self.metrics.latency.observe(time.perf_counter() - start)
             status = response.status_code
             return response
         except (RequestError, InputError) as error:
-            refused = error if isinstance(error, RequestError) else RequestError.of(error)
-            status = refused.status
-            await self._received_to_its_end(request)
-            return refused.response()
+            rejection = error if isinstance(error, RequestError) else RequestError.from_error(error)
+            status = rejection.status
+            await self._discard_rest(request)
+            return rejection.response()
         except ClientDisconnect:
-            status = GONE
+            status = CLIENT_DISCONNECTED
             return Response(status_code=status)
         finally:
             self.metrics.requests.labels(str(status)).inc()
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        """A place in the queue, if there is one."""
-        if not self._places:
-            wait = min(max(1, math.ceil(self.batches.last_round)), LONGEST_WAIT)
+    def _slot(self) -> Iterator[None]:
+        """Occupies a slot in the queue, or rejects the request with HTTP 429 if none is free."""
+        if not self._free_slots:
+            retry_after = min(max(1, math.ceil(self.batches.last_round_seconds)), MAX_RETRY_AFTER)
             raise RequestError(
-                429, f"all {self._settings.max_requests} places are taken; try again later", retry_after=wait
+                429,
+                f"too many requests: all {self._settings.max_requests} slots are in use; try again later",
+                retry_after=retry_after,
             )
-        self._places -= 1
+        self._free_slots -= 1
         self.metrics.queue.inc()
         try:
             yield
         finally:
-            self._places += 1
+            self._free_slots += 1
             self.metrics.queue.dec()
 
-    async def _transcribed(self, request: Request, task: Task) -> Response:
+    async def _transcribe(self, request: Request, task: Task) -> Response:
         try:
             async with asyncio.timeout(self._settings.timeout):
-                upload = await received(request, self._largest)
-                wanted = asked(upload.fields, task, self.capabilities)
-                async with self._reading:
+                upload = await read_upload(request, self._max_upload)
+                parsed = parse_request(upload.fields, task, self.capabilities)
+                async with self._decoders:
                     recording = await asyncio.to_thread(self._read, upload.file)
-                future = self.batches.submit(recording, wanted.decoding, wanted.names_language)
-                transcript, language = await _unless_gone(request, future)
+                future = self.batches.submit(recording, parsed.options, parsed.needs_language)
+                transcript, language = await _result_unless_disconnected(request, future)
         except TimeoutError as error:
-            message = f"not done within {self._settings.timeout:g} seconds; try again later, or send less audio"
-            raise RequestError(503, message, retry_after=LONGEST_WAIT) from error
+            message = f"timed out after {self._settings.timeout:g} seconds; try again later, or send less audio"
+            raise RequestError(503, message, retry_after=MAX_RETRY_AFTER) from error
         self.metrics.audio.inc(transcript.duration)
-        return answer(wanted, transcript, language)
+        return build_response(parsed, transcript, language)
 
     def _read(self, data: bytes) -> Recording:
         """
-        The recording that a file holds.
+        Decodes an uploaded file.
 
         Raises:
-            InputError: it cannot be decoded, or is too long.
+            InputError: the file cannot be decoded or is too long.
         """
         load = partial(io.BytesIO, data)
         try:
@@ -120,47 +122,47 @@ class Service:
                 message += "; send wav, flac, ogg, opus or mp3"
             raise InputError(message, setting="file") from error
         entry = Entry(clip.name, load, None, clip.name)
-        return Recording.of(next(self._numbers), entry, clip, self.batches.window)
+        return Recording.from_entry(next(self._indices), entry, clip, self.batches.window)
 
-    async def _received_to_its_end(self, request: Request) -> None:
+    async def _discard_rest(self, request: Request) -> None:
         try:
-            async with asyncio.timeout(LINGER):
-                await discard(request, self._largest)
-        except (ClientDisconnect, RuntimeError, TimeoutError):  # there is nobody, nothing, or no end
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await discard_body(request, self._max_upload)
+        except (ClientDisconnect, RuntimeError, TimeoutError):  # disconnected, already read, or too slow
             pass
 
 
-async def _unless_gone(request: Request, future: "Future[Outcome]") -> Outcome:
+async def _result_unless_disconnected(request: Request, future: "Future[Outcome]") -> Outcome:
     """
-    What a future gives.
+    Waits for the result of a future.
 
     Raises:
-        ClientDisconnect: the client left before; the future is cancelled then, as it is when there is no more time.
+        ClientDisconnect: the client disconnected first. The future is cancelled then, and also on a timeout.
     """
     outcome = asyncio.wrap_future(future)
-    gone = asyncio.ensure_future(_gone(request.receive))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:
-        await asyncio.wait((outcome, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((outcome, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not outcome.done():
             raise ClientDisconnect
         return outcome.result()
     finally:
         outcome.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
-async def _gone(receive: Callable[[], Any]) -> None:
+async def _wait_for_disconnect(receive: Callable[[], Any]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def build_app(recognizer: Recognizer, settings: ServingSettings) -> FastAPI:
     """
-    The application, for uvicorn or another server of ASGI; a thread that runs the model ends with it.
+    Builds the ASGI application. A thread runs the model for as long as the application lives.
 
     Args:
-        recognizer (`Recognizer`): with the model.
-        settings (`ServingSettings`): how it runs, and the limits.
+        recognizer (`Recognizer`): the model and its processor.
+        settings (`ServingSettings`): settings and limits of the server.
     """
     service, started = Service(recognizer, settings), int(time.time())
 
@@ -169,15 +171,16 @@ def build_app(recognizer: Recognizer, settings: ServingSettings) -> FastAPI:
         yield
         service.batches.close()
 
-    app = FastAPI(title="lite-whisper", lifespan=lifespan, openapi_url=None)  # its pages load scripts from elsewhere
+    # openapi_url=None: the pages of the API's documentation would load scripts from the internet.
+    app = FastAPI(title="lite-whisper", lifespan=lifespan, openapi_url=None)
 
     @app.post("/v1/audio/transcriptions")
     async def transcriptions(request: Request) -> Response:
-        return await service.answer(request, "transcribe")
+        return await service.handle(request, "transcribe")
 
     @app.post("/v1/audio/translations")
     async def translations(request: Request) -> Response:
-        return await service.answer(request, "translate")
+        return await service.handle(request, "translate")
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -193,13 +196,13 @@ def build_app(recognizer: Recognizer, settings: ServingSettings) -> FastAPI:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return RequestError(error.status_code, f"{request.method} {request.url.path}: {error.detail}").response()
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def internal_error(request: Request, error: Exception) -> JSONResponse:
         return RequestError(
-            500, f"the model failed ({type(error).__name__}); the log of the server says more"
+            500, f"the model failed ({type(error).__name__}); see the log of the server for details"
         ).response()
 
     return app

@@ -1,4 +1,4 @@
-"""What several requests ask for at once, put together: one thread, which takes all that waits."""
+"""Batches concurrent requests: a single thread runs the model on everything that is waiting."""
 
 import threading
 import time
@@ -13,25 +13,25 @@ import torch
 from ..audio import Clip
 from ..common.errors import InputError
 from ..transcription.formats import Transcript
-from ..transcription.long_recordings import detected_languages, pieces_of
+from ..transcription.long_recordings import detect_languages, split_into_chunks
 from ..transcription.recognizers import Recognizer
 from ..transcription.transcriber import Recording, Timestamps, Transcriber, pipeline_options
 
 Task = Literal["transcribe", "translate"]
-Outcome = tuple[Transcript, str | None]  # with the code of the language, where it is told or was asked for
+Outcome = tuple[Transcript, str | None]  # with the language code, if it was set or requested
 
 
 @dataclass(frozen=True)
 class RequestOptions:
     """
-    How audio is to be decoded; what is decoded alike runs together.
+    Decoding options of a request. Requests with the same options are batched together.
 
     Args:
         task (`str`): `"transcribe"` or `"translate"`.
-        language (`str`, *optional*): the code of what is spoken; by default the model detects it.
-        timestamps (`str`): `"none"`, `"segment"` or `"word"`.
-        prompt (`str`, *optional*): text that the audio is taken to follow.
-        temperature (`float`): 0 takes the most likely tokens; others are drawn.
+        language (`str`, *optional*): language code; detected by default.
+        timestamps (`str`): granularity of the timestamps: `"none"`, `"segment"` or `"word"`.
+        prompt (`str`, *optional*): text assumed to precede the audio.
+        temperature (`float`): sampling temperature; 0 decodes greedily.
     """
 
     task: Task = "transcribe"
@@ -44,104 +44,104 @@ class RequestOptions:
 @dataclass(frozen=True)
 class _Request:
     recording: Recording
-    decoding: RequestOptions
-    names_language: bool
+    options: RequestOptions
+    needs_language: bool
     future: "Future[Outcome]"
 
 
 class Batches:
     """
-    Recordings in, futures of their transcripts out.
+    Transcribes recordings in batches, and returns futures of their transcripts.
 
-    While a batch runs, others wait; then all that wait are grouped by how they are to be decoded, and each group runs
-    in batches of similar length. A future is resolved when its batch is done. One that is cancelled is forgotten,
-    unless its batch runs already.
+    Recordings that arrive while a batch runs wait. They are then grouped by their options, and each group runs in
+    batches of similar length. A future is resolved when its batch is done. A cancelled recording is dropped unless its
+    batch is already running.
 
-    Memory: beside the model and a batch, what waits, and the samples of half an hour of recordings longer than a
+    Memory: the model, one batch, the waiting recordings, and the samples of half an hour of recordings longer than a
     window.
 
     Args:
-        recognizer (`Recognizer`): with the model.
-        batch_size (`int`): windows that run at once.
-        observe (`Callable`, *optional*): is told how many windows run, each time that the model does.
+        recognizer (`Recognizer`): the model and its processor.
+        batch_size (`int`): windows per batch.
+        observe (`Callable`, *optional*): called with the number of windows on each call of the model.
     """
 
     def __init__(
         self, recognizer: Recognizer, batch_size: int, observe: Callable[[int], None] = lambda windows: None
     ) -> None:
-        self._recognizer: Any = _Observed(recognizer, observe)
+        self._recognizer: Any = _ObservedRecognizer(recognizer, observe)
         self._batch_size = batch_size
         self._waiting: dict[int, _Request] = {}
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._closed = False
-        self.last_round = 0.0  # seconds that those took which ran last
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self.last_round_seconds = 0.0  # duration of the last round of batches
+        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
 
     @property
     def window(self) -> float:
-        """Seconds of the model's window."""
+        """Length of the model's window in seconds."""
         extractor = self._recognizer.feature_extractor
         return extractor.n_samples / extractor.sampling_rate
 
-    def submit(self, recording: Recording, decoding: RequestOptions, names_language: bool = False) -> "Future[Outcome]":
+    def submit(self, recording: Recording, options: RequestOptions, needs_language: bool = False) -> "Future[Outcome]":
         """
-        Lets a recording be transcribed.
+        Queues a recording for transcription.
 
         Args:
-            recording (`Recording`): that could be read, with an index of its own.
-            decoding (`RequestOptions`): how.
-            names_language (`bool`): whether the language is to be known, which takes a pass of its own if it is not
-                told.
+            recording (`Recording`): a readable recording with a unique index.
+            options (`RequestOptions`): decoding options.
+            needs_language (`bool`): whether to return the language; unless it is set, detecting it takes a separate
+                pass.
 
         Returns:
-            `Future`: of the transcript and the language. Its exception is an `InputError` where the prompt cannot be
-                used, or whatever the model raised.
+            `Future`: the transcript and the language. Fails with an `InputError` if the prompt is invalid, or with
+                the exception raised by the model.
         """
-        request = _Request(recording, decoding, names_language, Future())
-        with self._changed:
+        request = _Request(recording, options, needs_language, Future())
+        with self._condition:
             self._waiting[recording.index] = request
-            self._changed.notify()
+            self._condition.notify()
         request.future.add_done_callback(lambda _: self._waiting.pop(recording.index, None))
         return request.future
 
-    def close(self, patience: float = 1.0) -> None:
-        """Ends the thread; of what still runs so many seconds are waited for."""
-        with self._changed:
+    def close(self, timeout: float = 1.0) -> None:
+        """Stops the thread, and waits at most `timeout` seconds for a running batch."""
+        with self._condition:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(patience)
+            self._condition.notify()
+        self._thread.join(timeout)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
                 taken, self._waiting = list(self._waiting.values()), {}
             self._transcribe(taken)
-            del taken  # its audio, while nothing waits
+            del taken  # frees the audio while the queue is empty
 
     def _transcribe(self, taken: Sequence[_Request]) -> None:
         start = time.monotonic()
         groups: dict[RequestOptions, list[_Request]] = defaultdict(list)
         try:
             for request in self._with_languages(taken):
-                groups[request.decoding].append(request)
-            for decoding, group in groups.items():
-                self._transcribe_group(decoding, group)
-        except Exception as error:  # of the model, in the languages: it is those who asked that have to know
+                groups[request.options].append(request)
+            for options, group in groups.items():
+                self._transcribe_group(options, group)
+        except Exception as error:  # detecting languages failed; report it to the clients
             _fail(taken, error)
-        self.last_round = time.monotonic() - start
+        self.last_round_seconds = time.monotonic() - start
 
     def _with_languages(self, taken: Sequence[_Request]) -> list[_Request]:
-        """The requests with the language told, where the answer is to name it."""
-        unknown = [request for request in taken if request.names_language and not request.decoding.language]
-        names = self._languages([request.recording for request in unknown])
-        found = dict(zip([request.recording.index for request in unknown], names, strict=True))
+        """Detects the language of requests whose response contains it, unless it is set."""
+        unknown = [request for request in taken if request.needs_language and not request.options.language]
+        languages = self._languages([request.recording for request in unknown])
+        detected = dict(zip([request.recording.index for request in unknown], languages, strict=True))
         return [
-            replace(request, decoding=replace(request.decoding, language=found[request.recording.index]))
-            if request.recording.index in found
+            replace(request, options=replace(request.options, language=detected[request.recording.index]))
+            if request.recording.index in detected
             else request
             for request in taken
         ]
@@ -150,51 +150,51 @@ class Batches:
         model, extractor = self._recognizer.model, self._recognizer.feature_extractor
         if not getattr(model.generation_config, "is_multilingual", False):
             return ["en"] * len(recordings)
-        clips = (self._beginning(recording) for recording in recordings)  # of longer ones a batch is in memory
-        return [token.strip("<|>") for token in detected_languages(model, extractor, clips, self._batch_size)]
+        clips = (self._beginning(recording) for recording in recordings)  # lazily: one batch in memory
+        return [token.strip("<|>") for token in detect_languages(model, extractor, clips, self._batch_size)]
 
     def _beginning(self, recording: Recording) -> Clip:
-        """What the language of a recording is told by: of a longer one the first piece, if it is not all silent."""
+        """The audio to detect the language from: the recording or, if it is longer than a window, its first chunk."""
         if recording.clip:
             return recording.clip
         clip, extractor = recording.entry.read(), self._recognizer.feature_extractor
-        pieces = pieces_of(0, clip, extractor)
-        return pieces[0].clip if pieces else Clip(clip.name, clip.samples[: extractor.n_samples])
+        chunks = split_into_chunks(0, clip, extractor)
+        return chunks[0].clip if chunks else Clip(clip.name, clip.samples[: extractor.n_samples])
 
-    def _transcribe_group(self, decoding: RequestOptions, group: Sequence[_Request]) -> None:
+    def _transcribe_group(self, options: RequestOptions, group: Sequence[_Request]) -> None:
         requests = {request.recording.index: request for request in group}
         try:
-            transcriber = Transcriber(self._recognizer, self._batch_size, self._options(decoding))
+            transcriber = Transcriber(self._recognizer, self._batch_size, self._pipeline_options(options))
             recordings = [request.recording for request in group]
-            for found in transcriber.transcripts(recordings, _Abandoned(requests)):
-                for transcript in found:
-                    _resolve(requests[transcript.index].future, (transcript, decoding.language))
-        except Exception as error:  # likewise
+            for batch in transcriber.transcripts(recordings, _CancelledIndices(requests)):
+                for transcript in batch:
+                    _resolve(requests[transcript.index].future, (transcript, options.language))
+        except Exception as error:  # report it to the clients of this group
             _fail(group, error)
 
-    def _options(self, decoding: RequestOptions) -> dict[str, Any]:
+    def _pipeline_options(self, options: RequestOptions) -> dict[str, Any]:
         model = self._recognizer.model
         generate_kwargs: dict[str, Any] = {"num_beams": 1}
         if getattr(model.generation_config, "is_multilingual", False):
-            generate_kwargs |= {"task": decoding.task, "language": decoding.language}
-        if decoding.temperature:
-            generate_kwargs["temperature"] = decoding.temperature
-        if decoding.prompt:
-            generate_kwargs["prompt_ids"] = self._prompt_ids(decoding.prompt)
-        return pipeline_options(decoding.timestamps, generate_kwargs)
+            generate_kwargs |= {"task": options.task, "language": options.language}
+        if options.temperature:
+            generate_kwargs["temperature"] = options.temperature
+        if options.prompt:
+            generate_kwargs["prompt_ids"] = self._prompt_ids(options.prompt)
+        return pipeline_options(options.timestamps, generate_kwargs)
 
     def _prompt_ids(self, prompt: str) -> torch.Tensor:
-        """The tokens of a prompt; of a longer one the last, as many as Whisper takes."""
+        """The tokens of a prompt, truncated on the left to the maximum that Whisper accepts."""
         try:
             start, *tokens = self._recognizer.tokenizer.get_prompt_ids(prompt, return_tensors="np").tolist()
-        except ValueError as error:  # it spells a special token
-            raise InputError(f"{error}; leave it out", setting="prompt") from error
-        most = self._recognizer.model.config.max_target_positions // 2 - 1
-        return torch.tensor([start, *tokens[-most:]], device=self._recognizer.model.device)
+        except ValueError as error:  # the prompt contains a special token
+            raise InputError(f"{error}; remove it from the prompt", setting="prompt") from error
+        limit = self._recognizer.model.config.max_target_positions // 2 - 1
+        return torch.tensor([start, *tokens[-limit:]], device=self._recognizer.model.device)
 
 
-class _Observed:
-    """A recognizer that tells how many windows run."""
+class _ObservedRecognizer:
+    """A recognizer that reports the number of windows of each call."""
 
     def __init__(self, recognizer: Recognizer, observe: Callable[[int], None]) -> None:
         self.model, self.tokenizer = recognizer.model, recognizer.tokenizer
@@ -206,8 +206,8 @@ class _Observed:
         return self._recognizer(inputs, **options)
 
 
-class _Abandoned:
-    """The indices of requests that nobody waits for any more, as of when it is asked."""
+class _CancelledIndices:
+    """The indices of the requests that are cancelled at the time of the lookup."""
 
     def __init__(self, requests: dict[int, _Request]) -> None:
         self._requests = requests

@@ -1,4 +1,4 @@
-"""Which model is served, where, and within which limits."""
+"""Settings of the server."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,20 @@ from ..transcription.recognizers import Backend
 @dataclass(frozen=True)
 class ServingSettings:
     """
-    Which model is served, where, and within which limits.
+    Settings of the server: model, address and limits.
 
     Args:
         model (`str`): Hub id or folder of a Whisper, compressed or not.
-        host (`str`): the address to listen on; by default none but this machine can connect.
-        port (`int`): to listen on; 0 takes one that is free.
-        batch_size (`int`): windows that run at once.
-        device (`str`, *optional*): to run on; cuda where there is a GPU by default.
-        dtype (`str`): to compute in: `"float32"`, `"float16"`, `"bfloat16"` or `"int8"`.
-        backend (`str`): what computes: `"transformers"` or `"ctranslate2"`.
+        host (`str`): address to listen on; by default reachable from this machine only.
+        port (`int`): port to listen on; 0 picks a free one.
+        batch_size (`int`): windows per batch.
+        device (`str`, *optional*): device to run on; by default cuda if there is a GPU.
+        dtype (`str`): dtype to compute in: `"float32"`, `"float16"`, `"bfloat16"` or `"int8"`.
+        backend (`str`): engine: `"transformers"` or `"ctranslate2"`.
         max_requests (`int`): maximum number of queued and running requests; further ones get HTTP 429.
-        max_upload (`float`): megabytes (10^6 bytes) of an audio file.
-        max_duration (`float`): seconds of audio in a file.
-        timeout (`float`): seconds that a request may take, and that those under way may take at the end.
+        max_upload (`float`): maximum size of an audio file in megabytes (10^6 bytes).
+        max_duration (`float`): maximum duration of an audio file in seconds.
+        timeout (`float`): maximum time for one request in seconds, also during shutdown.
     """
 
     model: str

@@ -1,1 +1,1 @@
-"""Large amounts of audio in, text and subtitles out."""
+"""Batch transcription of any number of recordings to text and subtitles."""

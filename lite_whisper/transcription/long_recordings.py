@@ -1,4 +1,4 @@
-"""Recordings longer than a window: which run together, their pieces, their language, and the whole from its pieces."""
+"""Recordings longer than a window: grouping, splitting into chunks, language detection and merging of results."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..audio import SAMPLING_RATE, Clip
-from ..audio.silences import pieces
+from ..audio.silences import split_at_silences
 
-GROUP = 30 * 60  # seconds of recordings whose pieces run together
-WITHOUT_SPACES = ("zh", "ja", "th", "lo", "my", "yue")  # as in the tokenizer of Whisper
+GROUP_SECONDS = 30 * 60  # recordings whose chunks are batched together
+LANGUAGES_WITHOUT_SPACES = ("zh", "ja", "th", "lo", "my", "yue")  # as in Whisper's tokenizer
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """
-    A piece of a long recording.
+    A part of a long recording that fits into a window.
 
     Args:
-        recording (`int`): the place of the recording in its group.
-        start (`float`): where in the recording, in seconds.
-        clip (`Clip`): its samples.
+        recording (`int`): index of the recording in its group.
+        start (`float`): start of the chunk within the recording, in seconds.
+        clip (`Clip`): its audio.
     """
 
     recording: int
@@ -33,88 +33,91 @@ class Piece:
 
     @property
     def end(self) -> float:
-        """Where in the recording it ends, in seconds."""
+        """End of the chunk within the recording, in seconds."""
         return self.start + len(self.clip.samples) / SAMPLING_RATE
 
 
-def groups(durations: Sequence[float]) -> Iterator[list[int]]:
+def group_recordings(durations: Sequence[float]) -> Iterator[list[int]]:
     """
-    The places of recordings whose pieces run together: in their order, until they are half an hour or more.
+    Groups consecutive recordings until a group reaches half an hour. The chunks of a group are batched together.
 
     Args:
-        durations (`Sequence[float]`): of the recordings in seconds; one of half an hour or more is by itself.
+        durations (`Sequence[float]`): of the recordings, in seconds; one of half an hour or more forms its own group.
+
+    Yields:
+        `list[int]`: indices of the recordings of a group.
     """
     group: list[int] = []
-    for place, duration in enumerate(durations):
-        if group and duration >= GROUP:
+    for index, duration in enumerate(durations):
+        if group and duration >= GROUP_SECONDS:
             yield group
             group = []
-        group.append(place)
-        if sum(durations[member] for member in group) >= GROUP:
+        group.append(index)
+        if sum(durations[member] for member in group) >= GROUP_SECONDS:
             yield group
             group = []
     if group:
         yield group
 
 
-def pieces_of(recording: int, clip: Clip, extractor: WhisperFeatureExtractor) -> list[Piece]:
-    """The pieces of the recording at that place of its group, each of a window at the most; their samples are views."""
+def split_into_chunks(recording: int, clip: Clip, extractor: WhisperFeatureExtractor) -> list[Chunk]:
+    """Splits the recording with this index in its group into chunks of at most a window; the samples are views."""
     return [
-        Piece(recording, start / SAMPLING_RATE, Clip(clip.name, clip.samples[start:end]))
-        for start, end in pieces(clip.samples, extractor.n_samples)
+        Chunk(recording, start / SAMPLING_RATE, Clip(clip.name, clip.samples[start:end]))
+        for start, end in split_at_silences(clip.samples, extractor.n_samples)
     ]
 
 
-def detected_languages(
+def detect_languages(
     model: WhisperForConditionalGeneration,
     extractor: WhisperFeatureExtractor,
     clips: Iterable[Clip],
     batch_size: int,
 ) -> list[str]:
-    """The language of each clip, such as `"<|de|>"`; so many at once are asked for and run as a batch."""
-    waiting, found = iter(clips), list[int]()
-    while samples := [clip.samples for clip in islice(waiting, batch_size)]:
+    """Detects the language of each clip, such as `"<|de|>"`; at most `batch_size` clips are in memory at once."""
+    remaining, tokens = iter(clips), list[int]()
+    while samples := [clip.samples for clip in islice(remaining, batch_size)]:
         features = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
         languages: torch.Tensor = model.detect_language(features.to(model.device, model.dtype))
-        found += languages.tolist()
-    settings: Any = model.generation_config
-    names = {number: name for name, number in settings.lang_to_id.items()}
-    return [names[number] for number in found]
+        tokens += languages.tolist()
+    generation_config: Any = model.generation_config
+    names = {token: name for name, token in generation_config.lang_to_id.items()}
+    return [names[token] for token in tokens]
 
 
-def put_together(
-    parts: Sequence[Piece], results: Sequence[dict[str, Any]], language: str | None = None
+def merge_results(
+    chunks: Sequence[Chunk], results: Sequence[dict[str, Any]], language: str | None = None
 ) -> dict[str, Any]:
     """
-    What the pipeline would give for a recording, from what it gave for its pieces.
+    Merges the results of the chunks of a recording into one result, in the form of the transformers pipeline.
 
     Args:
-        parts (`Sequence[Piece]`): all pieces of the recording, in their order.
-        results (`Sequence[dict]`): the pipeline's, of each piece.
-        language (`str`, *optional*): of the text, which decides whether there is a space between pieces.
+        chunks (`Sequence[Chunk]`): all chunks of the recording, in order.
+        results (`Sequence[dict]`): the pipeline's result for each chunk.
+        language (`str`, *optional*): of the text; decides whether the texts of chunks are joined with spaces.
 
     Returns:
-        `dict`: `text`; `chunks` with times in the recording, those of the pieces where there are no times within; and
-            whether any piece was `retried`.
+        `dict`: `text`; `chunks`, segments with times relative to the recording (without timestamps, one segment per
+            chunk of audio); and `fallback`, whether any chunk was decoded with the fallback.
     """
     texts = [result["text"].strip() for result in results]
-    space = "" if _code(language) in WITHOUT_SPACES else " "
-    chunks = [
-        {"text": chunk["text"], "timestamp": _shifted(part, *chunk["timestamp"])}
-        for part, result in zip(parts, results, strict=True)
-        for chunk in result.get("chunks", [{"text": result["text"], "timestamp": (0.0, None)}])
+    separator = "" if _language_code(language) in LANGUAGES_WITHOUT_SPACES else " "
+    segments = [
+        {"text": segment["text"], "timestamp": _recording_times(chunk, *segment["timestamp"])}
+        for chunk, result in zip(chunks, results, strict=True)
+        for segment in result.get("chunks", [{"text": result["text"], "timestamp": (0.0, None)}])
     ]
     fallback = any(result.get("fallback", False) for result in results)
-    return {"text": space.join(text for text in texts if text), "chunks": chunks, "fallback": fallback}
+    return {"text": separator.join(text for text in texts if text), "chunks": segments, "fallback": fallback}
 
 
-def _shifted(part: Piece, start: float | None, end: float | None) -> tuple[float, float]:
-    """Times in the recording; Whisper may say no end, or one in the padding behind a piece."""
-    last = part.end if end is None else min(part.start + end, part.end)
-    return round(min(part.start + (start or 0.0), last), 3), round(last, 3)
+def _recording_times(chunk: Chunk, start: float | None, end: float | None) -> tuple[float, float]:
+    """Converts times in a chunk to times in the recording. Whisper may give no end, or one in the padding."""
+    last = chunk.end if end is None else min(chunk.start + end, chunk.end)
+    return round(min(chunk.start + (start or 0.0), last), 3), round(last, 3)
 
 
-def _code(language: str | None) -> str | None:
-    """The code of a language that is given by its code, its name or its token."""
+def _language_code(language: str | None) -> str | None:
+    """The code of a language given by its code, name or token."""
     name = (language or "").lower().strip("<|>")
     return TO_LANGUAGE_CODE.get(name, name)

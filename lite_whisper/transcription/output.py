@@ -1,4 +1,4 @@
-"""Where transcripts are written: one file of JSON lines or text, or a file for each recording."""
+"""Writes transcripts to one file of JSON lines, text or subtitles, or to one file per recording."""
 
 import json
 import os
@@ -18,10 +18,10 @@ JSON_LINES = "jsonl"
 @dataclass(frozen=True)
 class Output:
     """
-    Where transcripts go, and in which form.
+    Destination and format of the transcripts.
 
     Args:
-        path (`Path`): a file, or the folder for a file of each recording.
+        path (`Path`): a file, or a folder for one file per recording.
         format (`str`): `"jsonl"`, `"txt"`, `"srt"` or `"vtt"`.
         is_folder (`bool`): whether `path` is a folder.
     """
@@ -33,55 +33,56 @@ class Output:
     @classmethod
     def from_path(cls, path: Path, format: str | None = None) -> "Output":
         """
-        The output that a path means: a file by its suffix, or a folder where the form is named.
+        Infers the output from a path: a file if it has a known suffix, or a folder if a format is given.
 
         Args:
             path (`Path`): ending in .jsonl, .txt, .srt or .vtt, or a folder.
-            format (`str`, *optional*): of the files in a folder: txt, srt or vtt.
+            format (`str`, *optional*): format of the files in a folder: txt, srt or vtt.
 
         Raises:
-            InputError: it is neither.
+            InputError: the path is a folder without a format, or a file with one.
         """
         suffix = path.suffix.removeprefix(".")
         is_folder = suffix not in (JSON_LINES, *TRANSCRIPT_FORMATS)
         if is_folder != (format is not None):
             raise InputError(
-                "the output is a file .jsonl, .txt, .srt or .vtt, or a folder with a format, txt, srt or vtt",
+                f"{path} is not a valid output: give a .jsonl, .txt, .srt or .vtt file without a format, or a folder "
+                "and the format txt, srt or vtt",
                 setting="format",
             )
         return cls(path, format or suffix, is_folder)
 
     def check(self, sources: Sequence[str], overwrite: bool) -> None:
         """
-        Makes sure, before any work is done, that it can be written.
+        Checks that the output can be written, before any work is done.
 
         Raises:
-            InputError: it exists, or is one file of text where there are several recordings.
+            InputError: the output exists, or it is a text or subtitle file and there may be several recordings.
         """
-        path, alone = self.path, len(sources) == 1 and Path(sources[0]).is_file()
+        path, is_single = self.path, len(sources) == 1 and Path(sources[0]).is_file()
         tidy(path)
-        if self.format != JSON_LINES and not self.is_folder and not alone:
+        if self.format != JSON_LINES and not self.is_folder and not is_single:
             raise InputError(
-                f"{path} holds one recording and there may be several; name a folder and the format {self.format}, "
-                "or a file .jsonl",
+                f"{path} can only hold one recording, and there may be several; give a folder and the format "
+                f"{self.format}, or a .jsonl file",
                 setting="format",
             )
         if path.is_dir() and (not self.is_folder or any(path.iterdir())):
             raise InputError(
-                f"{path} is a folder that holds something; choose another output or remove it", setting="output"
+                f"{path} is a folder that is not empty; choose another output or remove it", setting="output"
             )
         if path.exists() and not path.is_dir() and (self.is_folder or not overwrite):
-            advice = "choose another output" + ("" if self.is_folder else ", or replace it")
-            raise InputError(f"{path} exists; {advice}", setting="output" if self.is_folder else "overwrite")
+            advice = "choose another output" + ("" if self.is_folder else ", or overwrite it")
+            raise InputError(f"{path} already exists; {advice}", setting="output" if self.is_folder else "overwrite")
         check_writable(path)
 
     def write(self, transcripts: Path) -> None:
-        """Writes transcripts in the order of the recordings; nothing is seen of it before all is there."""
+        """Writes transcripts in the order of the recordings. The output only appears once it is complete."""
         with temporary_name(self.path) as temporary:
             if self.is_folder:
                 self._write_files(transcripts, temporary)
                 return
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as in `append`
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as in `append_lines`
                 for transcript in read_transcripts(transcripts):
                     file.write(
                         json_line(transcript)
@@ -100,27 +101,27 @@ class Output:
 
 
 def json_line(transcript: Transcript) -> str:
-    """A line of the output; an error stands in the place of the text."""
+    """Converts a transcript to a line of JSON, with either the text or the error."""
     values = asdict(transcript)
-    left_out = ("text", "segments", "fallback") if transcript.error else ("error",)
-    return json.dumps({key: value for key, value in values.items() if key not in left_out}, ensure_ascii=False) + "\n"
+    omitted = ("text", "segments", "fallback") if transcript.error else ("error",)
+    return json.dumps({key: value for key, value in values.items() if key not in omitted}, ensure_ascii=False) + "\n"
 
 
 def file_names(recordings: Sequence[str], format: str) -> list[str]:
     """
-    Where the file of each recording lies in the folder: as in the folder that holds them all.
+    Derives the name of each recording's file in the output folder, keeping the folder structure of the recordings.
 
-    Two that differ in their suffix only keep it: call.wav.srt and call.mp3.srt. Rows of a dataset may share a name, or
-    have one that no file can have; whatever they are called, every recording has a valid file of its own.
+    Recordings that differ only in their suffix keep it: call.wav.srt and call.mp3.srt. Rows of a dataset may share a
+    name or have one that is not a valid file name; every recording still gets a valid and unique file name.
 
     Args:
-        recordings (`Sequence[str]`): files, or rows of datasets, in their order.
-        format (`str`): the suffix of the files.
+        recordings (`Sequence[str]`): files, or rows of datasets, in order.
+        format (`str`): suffix of the files.
 
     Returns:
-        `list[str]`: a relative path for each.
+        `list[str]`: a relative path for each recording.
     """
-    paths = [Path(_valid(name)).resolve() for name in recordings]  # so that no name leads out of the folder
+    paths = [Path(_valid(name)).resolve() for name in recordings]  # no name can lead out of the folder
     root = os.path.commonpath([path.parent for path in paths]) if paths else ""
     counts = Counter(path.with_suffix("") for path in dict.fromkeys(paths))
     taken: set[str] = set()
@@ -128,7 +129,7 @@ def file_names(recordings: Sequence[str], format: str) -> list[str]:
     for path in paths:
         stem = str((path.with_suffix("") if counts[path.with_suffix("")] == 1 else path).relative_to(root))
         name, number = f"{stem}.{format}", 1
-        while name.casefold() in taken:  # some file systems do not tell small letters from capitals
+        while name.casefold() in taken:  # some file systems ignore case
             number += 1
             name = f"{stem}-{number}.{format}"
         taken.add(name.casefold())
@@ -137,10 +138,10 @@ def file_names(recordings: Sequence[str], format: str) -> list[str]:
 
 
 def _valid(name: str) -> str:
-    """The name with what no file's name can hold replaced, and its parts cut to what file systems take."""
+    """Replaces invalid characters in a path and truncates its components to the limit of file systems."""
     printable = "".join(character if character.isprintable() else "_" for character in name)
-    return "/".join(part if len(part.encode()) <= LONGEST_NAME else _cut(part) for part in printable.split("/"))
+    return "/".join(part if len(part.encode()) <= LONGEST_NAME else _truncated(part) for part in printable.split("/"))
 
 
-def _cut(part: str) -> str:
+def _truncated(part: str) -> str:
     return part.encode()[:LONGEST_NAME].decode(errors="ignore")

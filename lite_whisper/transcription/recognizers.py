@@ -1,4 +1,4 @@
-"""What recognises speech in `transcribe`: transformers, or CTranslate2 for the decoder."""
+"""Loads the engine that recognises speech: the transformers pipeline, or CTranslate2 for the decoder."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Backend = Literal["transformers", "ctranslate2", "auto"]
 
 
 class Recognizer(Protocol):
-    """The pipeline of transformers for speech recognition, as far as it is used; see its documentation."""
+    """The part of the interface of transformers' `AutomaticSpeechRecognitionPipeline` that is used here."""
 
     model: WhisperForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -37,20 +37,19 @@ class Recognizer(Protocol):
         return_timestamps: bool | str,
         generate_kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        """The result of each input."""
+        """Returns the result of each input."""
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputeSettings:
     """
-    How a model is to compute.
+    Backend, dtype, device and batch size to run a model with.
 
     Args:
-        backend (`str`): `"transformers"`; `"ctranslate2"`, which computes the decoder; or `"auto"`, the faster of
-            the two.
-        dtype (`str`): `"float32"`, `"float16"`, `"bfloat16"`, or `"int8"` for the products of fp32 models on the CPU.
-        device (`str`): to run on.
-        batch_size (`int`): windows that run at once.
+        backend (`str`): `"transformers"`; `"ctranslate2"`, which runs the decoder; or `"auto"`, the faster of the two.
+        dtype (`str`): `"float32"`, `"float16"`, `"bfloat16"`, or `"int8"` for float32 models on the CPU.
+        device (`str`): the device to run on.
+        batch_size (`int`): windows per batch.
     """
 
     backend: Backend
@@ -62,82 +61,88 @@ class Computing:
 def load_recognizer(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
-    computing: Computing,
-    first: Callable[[], Clip | None],
+    compute: ComputeSettings,
+    read_first: Callable[[], Clip | None],
     options: dict[str, Any],
 ) -> tuple[Recognizer, str]:
     """
-    Makes a model ready to recognise speech.
+    Prepares a model for speech recognition.
 
     Args:
-        model (`WhisperForConditionalGeneration`): on the CPU; it is changed.
-        processor (`WhisperProcessor`): its own.
-        computing (`Computing`): how.
-        first (`Callable`): reads the clip by which the faster backend is found.
-        options (`dict`): of the calls of the recognizer.
+        model (`WhisperForConditionalGeneration`): on the CPU; modified in place.
+        processor (`WhisperProcessor`): the model's processor.
+        compute (`ComputeSettings`): backend, dtype, device and batch size.
+        read_first (`Callable`): reads the clip on which `"auto"` compares the backends.
+        options (`dict`): for calling the recognizer, from `pipeline_options`.
 
     Returns:
-        `tuple[Recognizer, str]`: the recognizer and, where there was a choice, what was measured.
+        `tuple[Recognizer, str]`: the recognizer and, with `"auto"`, the reason for the choice of backend.
 
     Raises:
-        InputError: CTranslate2 is not installed, or the model cannot compute like that.
+        InputError: CTranslate2 is not installed, or the model does not support the dtype.
     """
-    int8 = computing.dtype == "int8"
-    model.to(device=computing.device, dtype=torch.float32 if int8 else getattr(torch, computing.dtype))  # type: ignore[call-arg]
+    int8 = compute.dtype == "int8"
+    model.to(device=compute.device, dtype=torch.float32 if int8 else getattr(torch, compute.dtype))  # type: ignore[call-arg]
     model.eval()
     if int8 and not isinstance(model, LiteWhisperForConditionalGeneration):
         model.model.encoder = as_lite_whisper(model.model.encoder)
     encoder = model.get_encoder()
     if isinstance(encoder, LiteWhisperEncoder):
         try:
-            encoder.optimize_for_inference(batch_size=computing.batch_size, dtype="int8" if int8 else None)
+            encoder.optimize_for_inference(batch_size=compute.batch_size, dtype="int8" if int8 else None)
         except ValueError as error:
             raise InputError(str(error), setting="dtype") from error
-    if computing.backend == "ctranslate2":
-        return _ctranslate2(model, processor, computing), ""
+    if compute.backend == "ctranslate2":
+        return _load_ctranslate2(model, processor, compute), ""
     pipeline = AutomaticSpeechRecognitionPipeline(
         model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
     )
     recognizer = cast(Recognizer, pipeline)
-    clip = first() if computing.backend == "auto" else None
+    clip = read_first() if compute.backend == "auto" else None
     if clip is None:
         return recognizer, ""
     try:
-        other = _ctranslate2(model, processor, computing)
+        alternative = _load_ctranslate2(model, processor, compute)
     except InputError as error:
         return recognizer, f"transformers: {error}"
-    return _faster(recognizer, other, clip, options)
+    return _pick_faster(recognizer, alternative, clip, options)
 
 
-def _ctranslate2(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, computing: Computing
+def _load_ctranslate2(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, compute: ComputeSettings
 ) -> Recognizer:
-    from ..export.faster_whisper_folder import QUANTIZATION  # for this backend alone
+    from ..export.faster_whisper_folder import QUANTIZATION  # only needed for this backend
 
-    precision = {name: precision for precision, name in QUANTIZATION.items()}.get(computing.dtype)
-    if precision is None or (precision == "fp16" and computing.device == "cpu"):
-        raise InputError(f"CTranslate2 does not compute in {computing.dtype} on {computing.device}", setting="dtype")
+    precision = {name: precision for precision, name in QUANTIZATION.items()}.get(compute.dtype)
+    if precision is None or (precision == "fp16" and compute.device == "cpu"):
+        raise InputError(
+            f"CTranslate2 does not support {compute.dtype} on {compute.device}; choose another dtype or backend",
+            setting="dtype",
+        )
     try:
         from ..integrations.ctranslate2_recognizer import CTranslate2Recognizer
     except ImportError as error:
         raise InputError(
-            f"CTranslate2 is not installed ({error}); pip install 'lite-whisper[faster-whisper]'", setting="backend"
+            f"CTranslate2 is not installed ({error}); install it with pip install 'lite-whisper[faster-whisper]'",
+            setting="backend",
         ) from error
     return CTranslate2Recognizer(model, processor, precision)
 
 
-def _faster(stock: Recognizer, other: Recognizer, clip: Clip, options: dict[str, Any]) -> tuple[Recognizer, str]:
-    """Which of the two takes less for a clip, the second time; and why. What writes another text is not taken."""
+def _pick_faster(
+    transformers: Recognizer, ctranslate2: Recognizer, clip: Clip, options: dict[str, Any]
+) -> tuple[Recognizer, str]:
+    """Picks the backend that is faster on a clip after a warm-up, and explains why; the text must stay the same."""
     seconds, texts = [], []
-    for recognizer in (stock, other):
-        for _ in range(2):  # the first call of each is slower than those that follow
+    for recognizer in (transformers, ctranslate2):
+        for _ in range(2):  # the first call is a warm-up
             start = time.perf_counter()
             inputs = [{"raw": clip.samples, "sampling_rate": SAMPLING_RATE}]
             texts.append(recognizer(inputs, batch_size=1, **options)[0]["text"].strip())
         seconds.append(time.perf_counter() - start)
     measured = f"transformers took {seconds[0]:.2f} s for the first recording, ctranslate2 {seconds[1]:.2f} s"
     if texts[1] != texts[3]:
-        return stock, f"transformers: {measured}, but wrote another text"
+        return transformers, f"transformers: {measured}, but its text differs"
     if seconds[1] < seconds[0]:
-        return other, f"ctranslate2: {measured}"
-    return stock, f"transformers: {measured}"
+        return ctranslate2, f"ctranslate2: {measured}"
+    return transformers, f"transformers: {measured}"

@@ -1,4 +1,4 @@
-"""Any number of recordings in, transcripts out: the model, what an interrupted run goes on from, and the output."""
+"""Runs `lite-whisper transcribe`: loads the model, resumes an interrupted run, and writes the output."""
 
 import glob
 from collections.abc import Sequence
@@ -15,34 +15,34 @@ from ..common.files import record_origin, unfinished
 from ..common.processes import available_device
 from ..models.folders import check_language, fingerprint, load_model
 from .output import Output
-from .recognizers import Backend, Computing, load_recognizer
+from .recognizers import Backend, ComputeSettings, load_recognizer
 from .transcriber import Timestamps, Transcriber, pipeline_options, read_transcripts, transcribe_recordings
 
 
 @dataclass(frozen=True)
 class TranscriptionSettings:
     """
-    Which recordings are transcribed, and how.
+    Settings of a transcription.
 
     Args:
         sources (`Sequence[str]`): files, folders, patterns such as `calls/**/*.wav`, or Hub datasets.
         model (`str`): Hub id or folder of a Whisper, compressed or not.
-        output (`Output`): where the transcripts go.
-        overwrite (`bool`): whether a file there is replaced.
-        timestamps (`str`): of the segments: `"none"`, `"segment"` or `"word"`.
-        language (`str`, *optional*): that is spoken, such as `"de"`; by default the model detects it.
+        output (`Output`): destination and format of the transcripts.
+        overwrite (`bool`): whether to replace an existing output file.
+        timestamps (`str`): granularity of the timestamps: `"none"`, `"segment"` or `"word"`.
+        language (`str`, *optional*): language spoken in the audio, such as `"de"`; detected by default.
         task (`str`): `"transcribe"` or `"translate"`.
-        num_beams (`int`): 1 is greedy.
-        batch_size (`int`): windows that run at once.
-        device (`str`, *optional*): to run on; cuda where there is a GPU by default.
-        dtype (`str`): to compute in: `"float32"`, `"float16"`, `"bfloat16"` or `"int8"`.
-        backend (`str`): what computes: `"transformers"`, `"ctranslate2"`, or `"auto"`, the faster of the two for the
-            first recording if both write the same text.
-        sequential (`bool`): whether recordings longer than a window run uncut, one by one, in Whisper's own decoding.
-        ray (`bool`): whether the work is sharded over the devices of a Ray cluster.
+        num_beams (`int`): number of beams; 1 decodes greedily.
+        batch_size (`int`): windows per batch.
+        device (`str`, *optional*): device to run on; by default cuda if there is a GPU.
+        dtype (`str`): dtype to compute in: `"float32"`, `"float16"`, `"bfloat16"` or `"int8"`.
+        backend (`str`): engine: `"transformers"`, `"ctranslate2"`, or `"auto"`, the faster of the two on the first
+            recording if both give the same text.
+        sequential (`bool`): whether to decode recordings longer than a window sequentially, without splitting them.
+        ray (`bool`): whether to distribute the work over the devices of a Ray cluster.
 
     Raises:
-        InputError: subtitles are wanted without times, or the backend cannot do what is wanted.
+        InputError: the output needs timestamps that are switched off, or the backend does not support the settings.
     """
 
     sources: Sequence[str]
@@ -62,17 +62,23 @@ class TranscriptionSettings:
 
     def __post_init__(self) -> None:
         if self.output.format in ("srt", "vtt") and self.timestamps == "none":
-            raise InputError("subtitles have times; do not leave them out", setting="timestamps")
+            raise InputError("subtitles need timestamps; choose segment or word", setting="timestamps")
         if self.backend != "transformers" and (self.timestamps == "word" or self.sequential):
-            raise InputError("words have times, and recordings stay uncut, with transformers alone", setting="backend")
+            raise InputError(
+                "word timestamps and sequential decoding require the transformers backend", setting="backend"
+            )
 
 
 @dataclass(frozen=True)
 class TranscriptionSummary:
     """
-    How many recordings were transcribed, of these how many in a second try, and how many could not be read.
+    Summary of a transcription.
 
-    `choice` says which backend was taken and why, where it was to be chosen.
+    Args:
+        transcribed (`int`): recordings transcribed.
+        failed (`int`): recordings that could not be read.
+        fallbacks (`int`): recordings decoded again with all positions computed.
+        backend_choice (`str`): with the backend `"auto"`, which one was chosen and why.
     """
 
     transcribed: int
@@ -83,19 +89,19 @@ class TranscriptionSummary:
 
 def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionSummary:
     """
-    Transcribes recordings and writes the result; an interrupted run goes on when it is called again.
+    Transcribes recordings and writes the output. If interrupted, calling it again resumes the run.
 
     Args:
-        settings (`TranscriptionSettings`): which recordings, and how.
+        settings (`TranscriptionSettings`): recordings, model, output and options.
 
     Raises:
-        InputError: the output exists, the model or a source cannot be used, or not one recording could be read.
+        InputError: the output exists, the model or a source cannot be used, or no recording could be read.
     """
-    sources = expanded(settings.sources)
+    sources = expand_patterns(settings.sources)
     settings.output.check(sources, settings.overwrite)
     model, processor = load_model(settings.model)
     check_language(settings.language, model, settings.model)
-    decisive = {
+    origin = {
         "model": fingerprint(model),
         "sources": list(settings.sources),
         **{name: getattr(settings, name) for name in ("language", "task", "num_beams", "timestamps", "dtype")},
@@ -103,10 +109,10 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionSummar
     }
     choice = ""
     with unfinished(settings.output.path) as work:
-        record_origin(work, decisive)
+        record_origin(work, origin)
         lines = work / "transcripts.jsonl"
         if settings.ray:
-            from .cluster import transcribe_on_cluster  # Ray need not be installed
+            from .cluster import transcribe_on_cluster  # Ray is optional
 
             on_gpus = None if settings.device is None else settings.device != "cpu"
             transcribe_on_cluster(partial(load_transcriber, settings), sources, lines, on_gpus)
@@ -118,15 +124,15 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionSummar
         outcomes = [(transcript.error, transcript.fallback) for transcript in read_transcripts(lines)]
         failed = [error for error, _ in outcomes if error]
         if len(failed) == len(outcomes):
-            raise InputError(f"none of the {len(outcomes)} recordings could be read, the first because it {failed[0]}")
+            raise InputError(f"none of the {len(outcomes)} recordings could be read; the first one {failed[0]}")
         settings.output.write(lines)
     fallbacks = sum(fallback for _, fallback in outcomes)
     return TranscriptionSummary(len(outcomes) - len(failed), len(failed), fallbacks, choice)
 
 
-def expanded(sources: Sequence[str]) -> list[str]:
+def expand_patterns(sources: Sequence[str]) -> list[str]:
     """
-    The sources with patterns replaced by the files that match.
+    Replaces patterns among the sources by the files that match.
 
     Raises:
         InputError: a pattern matches nothing.
@@ -138,13 +144,13 @@ def expanded(sources: Sequence[str]) -> list[str]:
             continue
         matching = files_matching(Path(source))
         if not matching:
-            raise InputError(f"no file matches {source}")
+            raise InputError(f"no file matches {source}; check the pattern")
         names += matching
     return names
 
 
 def files_matching(pattern: Path) -> list[str]:
-    """The files that match; `**` follows no links to folders, as glob.glob does, even where they lead in circles."""
+    """Lists the files that match. Unlike in `glob.glob`, `**` does not follow links to folders, which may be cyclic."""
     pattern = pattern / "*" if pattern.name == "**" else pattern
     found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
     return sorted(str(path) for path in found if path.is_file() and not path.name.startswith("."))
@@ -153,28 +159,28 @@ def files_matching(pattern: Path) -> list[str]:
 def make_transcriber(
     settings: TranscriptionSettings, model: WhisperForConditionalGeneration, processor: WhisperProcessor, device: str
 ) -> tuple[Transcriber, str]:
-    """The model on a device, ready to transcribe as the settings say, and why by that backend."""
+    """Prepares a model on a device for the given settings; also returns the reason for the choice of backend."""
     generate_kwargs: dict[str, Any] = {"num_beams": settings.num_beams}
     if getattr(model.generation_config, "is_multilingual", False):
         generate_kwargs |= {"task": settings.task, "language": settings.language}
-    computing = Computing(settings.backend, settings.dtype, device, settings.batch_size)
-    first = partial(first_clip, settings.sources, processor.feature_extractor.n_samples)
+    compute = ComputeSettings(settings.backend, settings.dtype, device, settings.batch_size)
+    read_first = partial(first_clip, settings.sources, processor.feature_extractor.n_samples)
     options = pipeline_options(settings.timestamps, generate_kwargs)
-    recognizer, choice = load_recognizer(model, processor, computing, first, options)
+    recognizer, choice = load_recognizer(model, processor, compute, read_first, options)
     return Transcriber(recognizer, settings.batch_size, options, settings.sequential), choice
 
 
-def first_clip(sources: Sequence[str], longest: int) -> Clip | None:
-    """Of the first recording that can be read, so many samples at the most."""
-    for entry in AudioDataset(expanded(sources)).entries():
+def first_clip(sources: Sequence[str], max_length: int) -> Clip | None:
+    """The first `max_length` samples of the first readable recording."""
+    for entry in AudioDataset(expand_patterns(sources)).entries():
         try:
             clip = entry.read()
         except (InputError, OSError):
-            continue  # whoever transcribes it says why
-        return Clip(clip.name, clip.samples[:longest])
+            continue  # reported when it is transcribed
+        return Clip(clip.name, clip.samples[:max_length])
     return None
 
 
 def load_transcriber(settings: TranscriptionSettings, device: str) -> Transcriber:
-    """Loads the model that the settings name; in an actor of a cluster."""
+    """Loads the model of the settings on a device; called by the actors of a cluster."""
     return make_transcriber(settings, *load_model(settings.model), device)[0]

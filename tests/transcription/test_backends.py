@@ -1,4 +1,4 @@
-"""`lite-whisper transcribe` by CTranslate2 and in 8 bits, against transformers."""
+"""`lite-whisper transcribe` with CTranslate2 and with int8, against transformers."""
 
 import json
 import sys
@@ -24,10 +24,10 @@ def transcribe(
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("language", [[], ["--language", "en"]], ids=["detected", "told"])
+@pytest.mark.parametrize("language", [[], ["--language", "en"]], ids=["detected", "set"])
 @pytest.mark.parametrize("timestamps", ["none", "segment"])
 @pytest.mark.parametrize("model", ["stock", "compressed", "padded"])
-def test_ctranslate2_writes_what_transformers_does(
+def test_ctranslate2_gives_the_same_text_as_transformers(
     model: str, timestamps: str, language: list[str], converted: Path, padded: Path, tmp_path: Path
 ) -> None:
     options = [*language, "--timestamps", timestamps]
@@ -35,23 +35,23 @@ def test_ctranslate2_writes_what_transformers_does(
     theirs = transcribe(tmp_path, *options, model=folder)
     ours = transcribe(tmp_path, *options, "--backend", "ctranslate2", model=folder)
     different = [place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]]
-    # There transformers lets the times of the miniature run backwards; CTranslate2 does not.
+    # With transformers, the timestamps of the tiny model decrease in one recording; CTranslate2 prevents that.
     assert different == ([1] if timestamps == "segment" else [])
 
 
-def test_beams_and_translation_are_asked_of_ctranslate2(tmp_path: Path, monkeypatch) -> None:
+def test_beams_and_translation_reach_ctranslate2(tmp_path: Path, monkeypatch) -> None:
     from lite_whisper.integrations.ctranslate2_recognizer import CTranslate2Recognizer
 
-    asked = []
+    calls = []
     decoded = CTranslate2Recognizer._decoded
     monkeypatch.setattr(
-        CTranslate2Recognizer, "_decoded", lambda self, *rest: asked.append(rest[1:]) or decoded(self, *rest)
+        CTranslate2Recognizer, "_decoded", lambda self, *rest: calls.append(rest[1:]) or decoded(self, *rest)
     )
     options = ["--language", "de", "--task", "translate", "--num-beams", "2", "--backend", "ctranslate2"]
     transcribe(tmp_path, *options, sources=(SHORT[0],))
     tokens = json.loads((STOCK / "generation_config.json").read_text())
     start = [tokens["decoder_start_token_id"], tokens["lang_to_id"]["<|de|>"], tokens["task_to_id"]["translate"]]
-    assert asked == [([start], 2)]
+    assert calls == [([start], 2)]
 
 
 @pytest.mark.parametrize("backend", ["transformers", "ctranslate2"])
@@ -62,9 +62,9 @@ def test_int8(backend: str, padded: Path, tmp_path: Path) -> None:
     assert sum(same) >= len(same) - 2
 
 
-def test_the_faster_backend_is_taken_where_both_write_the_same(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_auto_picks_the_faster_backend_if_the_texts_agree(tmp_path: Path, monkeypatch, capsys) -> None:
     def clock(*durations: float):
-        """The time at each start and end of a call; the second of each backend counts."""
+        """A clock that is read before and after every call; the second call of each backend counts."""
         times = [
             moment
             for first, second in zip(durations[::2], durations[1::2], strict=True)
@@ -72,15 +72,15 @@ def test_the_faster_backend_is_taken_where_both_write_the_same(tmp_path: Path, m
         ]
         return iter(times).__next__
 
-    for seconds, taken in (((0, 2.0, 0, 1.0), "ctranslate2"), ((0, 1.0, 0, 2.0), "transformers")):
+    for seconds, chosen in (((0, 2.0, 0, 1.0), "ctranslate2"), ((0, 1.0, 0, 2.0), "transformers")):
         monkeypatch.setattr(recognizers.time, "perf_counter", clock(*seconds))
         transcribe(tmp_path, "--language", "en", "--backend", "auto", sources=(SHORT[0], SHORT[1]))
-        said = capsys.readouterr().out
-        assert said.startswith(f"{taken}: transformers took {seconds[1]:.2f} s for the first recording")
-    wrong = recognizers._ctranslate2
+        output = capsys.readouterr().out
+        assert output.startswith(f"{chosen}: transformers took {seconds[1]:.2f} s for the first recording")
+    load = recognizers._load_ctranslate2
 
     def other_text(*arguments):
-        recognizer = wrong(*arguments)
+        recognizer = load(*arguments)
 
         class Other:
             def __call__(self, inputs, **options):
@@ -88,21 +88,21 @@ def test_the_faster_backend_is_taken_where_both_write_the_same(tmp_path: Path, m
 
         return Other()
 
-    monkeypatch.setattr(recognizers, "_ctranslate2", other_text)
+    monkeypatch.setattr(recognizers, "_load_ctranslate2", other_text)
     monkeypatch.setattr(recognizers.time, "perf_counter", clock(0, 2.0, 0, 1.0))
     transcribe(tmp_path, "--language", "en", "--backend", "auto", sources=(SHORT[0], SHORT[1]))
-    assert "transformers: " in (said := capsys.readouterr().out) and "another text" in said
+    assert "transformers: " in (output := capsys.readouterr().out) and "its text differs" in output
 
 
-def test_what_is_not_possible_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_unsupported_settings_are_rejected(tmp_path: Path, monkeypatch, capsys) -> None:
     command = [SHORT[0], "--model", str(STOCK), "--output", str(tmp_path / "out.jsonl")]
     assert main([*command, "--dtype", "bfloat16", "--backend", "ctranslate2"]) == 1
-    assert "does not compute in bfloat16 on cpu" in capsys.readouterr().err
+    assert "does not support bfloat16 on cpu" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "lite_whisper.integrations.ctranslate2_recognizer", None)
     assert main([*command, "--backend", "ctranslate2"]) == 1
     assert "pip install 'lite-whisper[faster-whisper]'" in capsys.readouterr().err
     for option in (["--timestamps", "word"], ["--sequential"]):
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--backend", "auto", *option])
-        assert stopped.value.code == 2 and "transformers alone" in capsys.readouterr().err
+        assert stopped.value.code == 2 and "require the transformers backend" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.jsonl"))

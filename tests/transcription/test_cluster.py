@@ -1,4 +1,4 @@
-"""`lite-whisper transcribe --ray` on a cluster of two nodes against the same command without; actors that die."""
+"""`lite-whisper transcribe --ray` on a cluster of two nodes against the same command without Ray; dying actors."""
 
 import os
 import shutil
@@ -36,10 +36,10 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(recordings: Path) -> Iterator[None]:
-    """Two nodes of one processor each, in whose folders relative names lead nowhere."""
+    """Two nodes with one CPU each and working directories where relative paths do not resolve."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transcriber, "CHUNK", 2)
-        patch.setenv("RAY_worker_niceness", "0")  # or else they give way to all else on the machine
+        patch.setattr(transcriber, "BLOCK_SIZE", 2)
+        patch.setenv("RAY_worker_niceness", "0")  # by default, workers yield to all other processes
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         nodes.add_node(num_cpus=1)
         patch.setenv("RAY_ADDRESS", nodes.address)
@@ -55,26 +55,26 @@ def transcribe(output: Path, *options: str) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command writes without a cluster."""
+    """The output of the command without a cluster."""
     output = tmp_path_factory.mktemp("undisturbed") / "out.jsonl"
     assert transcribe(output) == 0
     return output
 
 
-def test_a_cluster_goes_on_with_what_was_begun_without_though_an_actor_is_killed(
+def test_a_cluster_resumes_a_local_run_even_if_an_actor_is_killed(
     undisturbed: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    append, calls = transcriber.append, []
+    append_lines, calls = transcriber.append_lines, []
 
     def interrupted(path: Path, found: list) -> None:
         calls.append(len(found))
         if len(calls) > 2:
             raise KeyboardInterrupt
-        append(path, found)
+        append_lines(path, found)
 
-    monkeypatch.setattr(transcriber, "append", interrupted)
+    monkeypatch.setattr(transcriber, "append_lines", interrupted)
     assert transcribe(tmp_path / "out.jsonl") == 130
-    monkeypatch.setattr(transcriber, "append", append)
+    monkeypatch.setattr(transcriber, "append_lines", append_lines)
     lines = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
     lines.open("ab").write(b'{"index": 3, "aud')
     begun, killed = len(lines.read_bytes()), []
@@ -96,20 +96,20 @@ def test_a_cluster_goes_on_with_what_was_begun_without_though_an_actor_is_killed
 
 
 def is_actor(process: psutil.Process) -> bool:
-    """Whether it holds a model, of this test: others may run beside it."""
+    """Whether a process is an actor of this test; other tests may run at the same time."""
     command = process.info["cmdline"] or [""]
     return command[0].startswith(ACTOR) and os.getpid() in [parent.pid for parent in process.parents()]
 
 
-def test_what_another_node_refuses_is_told_in_one_line(undisturbed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    append = transcriber.append
+def test_an_error_on_a_node_is_reported_in_one_line(undisturbed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    append_lines = transcriber.append_lines
 
     def interrupted(path: Path, found: list[Transcript]) -> None:
-        append(path, [Transcript(0, "other.wav")])
+        append_lines(path, [Transcript(0, "other.wav")])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(transcriber, "append", interrupted)
+        patch.setattr(transcriber, "append_lines", interrupted)
         assert transcribe(tmp_path / "out.jsonl") == 130
     assert transcribe(tmp_path / "out.jsonl", "--ray") == 1
-    assert "holds other.wav in the place of recordings/" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "contains other.wav instead of recordings/" in capsys.readouterr().err.strip().splitlines()[-1]

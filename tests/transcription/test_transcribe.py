@@ -1,4 +1,4 @@
-"""`lite-whisper transcribe` against the pipeline of transformers; files that are broken or long, runs that stop."""
+"""`lite-whisper transcribe` against the transformers pipeline; broken and long files, interrupted runs."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def recordings(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(recordings: Path) -> dict[str, dict]:
-    """What one call of the pipeline for each file gives."""
+    """The result of the pipeline for each file on its own."""
     recognizer = pipeline("automatic-speech-recognition", model=str(MODEL))
     found = {}
     for path in recordings.rglob("*.flac"):
@@ -47,8 +47,8 @@ def expected(recordings: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(transcriber, "CHUNK", 4)
+def small_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(transcriber, "BLOCK_SIZE", 4)
 
 
 def transcribe(recordings: Path, output: Path, *options: str) -> int:
@@ -84,73 +84,71 @@ def test_one_line_for_each_recording(recordings: Path, expected: dict[str, dict]
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 3, 5])
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_is_resumed(
     stopped_at: int, recordings: Path, undisturbed: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    append, calls = transcriber.append, []
+    append_lines, calls = transcriber.append_lines, []
 
     def interrupted(path: Path, found: list) -> None:
         calls.append(len(found))
         if len(calls) > stopped_at:
             raise KeyboardInterrupt
-        append(path, found)
+        append_lines(path, found)
 
-    monkeypatch.setattr(transcriber, "append", interrupted)
+    monkeypatch.setattr(transcriber, "append_lines", interrupted)
     assert transcribe(recordings, tmp_path / "out.jsonl") == 130
     assert not (tmp_path / "out.jsonl").exists()
     stored = tmp_path / "out.jsonl.unfinished/transcripts.jsonl"
-    monkeypatch.setattr(transcriber, "append", append)
+    monkeypatch.setattr(transcriber, "append_lines", append_lines)
     if stopped_at:
         with stored.open("ab") as file:
-            file.write(b'{"index": 3, "aud')  # as a power cut would leave it
-        # Other options are refused, and nothing is lost by that.
+            file.write(b'{"index": 3, "aud')  # as after a power cut
+        # Other options are rejected without losing anything.
         assert transcribe(recordings, tmp_path / "out.jsonl", "--timestamps", "word") == 1
         assert "timestamps segment there, word here" in capsys.readouterr().err
     else:
-        assert list(tmp_path.iterdir()) == []  # nothing is left before the first result
+        assert list(tmp_path.iterdir()) == []  # nothing is kept before the first result
     read = []
     monkeypatch.setattr(
         transcriber, "_transcript", lambda r, result, f=transcriber._transcript: read.append(r) or f(r, result)
     )
     assert transcribe(recordings, tmp_path / "out.jsonl") == 0
     assert (tmp_path / "out.jsonl").read_bytes() == undisturbed.read_bytes()
-    assert len(read) <= 12 - sum(calls[:stopped_at]) + 2  # a batch of which a part was done runs again
+    assert len(read) <= 12 - sum(calls[:stopped_at]) + 2  # a partly finished batch runs again
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_lines_of_another_model_or_language_are_never_mixed_in(
-    recordings: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    """Who removes what a refusal seems to be about does not go on with the lines that were there."""
-    append, calls = transcriber.append, []
+def test_results_of_other_settings_are_never_mixed(recordings: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Removing only the file that the error names does not make the run resume with the old lines."""
+    append_lines, calls = transcriber.append_lines, []
 
     def interrupted(path: Path, found: list) -> None:
         calls.append(found)
         if len(calls) > 2:
             raise KeyboardInterrupt
-        append(path, found)
+        append_lines(path, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transcriber, "append", interrupted)
+        patch.setattr(transcriber, "append_lines", interrupted)
         assert transcribe(recordings, tmp_path / "out.jsonl", "--task", "translate") == 130
     work = tmp_path / "out.jsonl.unfinished"
     assert transcribe(recordings, tmp_path / "out.jsonl") == 1
-    said = capsys.readouterr().err
-    assert re.search(rf"error: {work} was made .* task translate there, .* remove the whole folder", said)
+    errors = capsys.readouterr().err
+    assert re.search(rf"error: {work} was made .* task translate there, .* remove the whole folder", errors)
     (work / "origin.json").unlink()
     assert transcribe(recordings, tmp_path / "out.jsonl") == 1
     assert re.search(rf"error: {work} does not say what .*; remove the whole folder", capsys.readouterr().err)
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_typing_error_leaves_nothing_behind(recordings: Path, tmp_path: Path, capsys) -> None:
+def test_a_mistyped_path_creates_no_files(recordings: Path, tmp_path: Path, capsys) -> None:
     assert transcribe(tmp_path / "recordigns", tmp_path / "out.jsonl") == 1
-    said = capsys.readouterr().err
-    assert "recordigns; check the path" in said and "--" not in said.splitlines()[-1]  # there is no such option
+    errors = capsys.readouterr().err
+    assert "recordigns; check the path" in errors and "--" not in errors.splitlines()[-1]  # sources are not an option
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_recording_is_no_recordings(recordings: Path, tmp_path: Path, capsys) -> None:
+def test_the_summary_of_one_recording_is_singular(recordings: Path, tmp_path: Path, capsys) -> None:
     assert transcribe(recordings / "monday/test_000.flac", tmp_path / "out.txt") == 0
     assert capsys.readouterr().out.startswith("1 recording transcribed\n")
 
@@ -161,14 +159,14 @@ def test_a_folder_of_subtitles(recordings: Path, undisturbed: Path, tmp_path: Pa
         str(p.relative_to(tmp_path / "subtitles").with_suffix("")) for p in (tmp_path / "subtitles").rglob("*.vtt")
     }
     assert files == {str(p.relative_to(recordings).with_suffix("")) for p in recordings.rglob("*.flac")}
-    blocks = (tmp_path / "subtitles/monday/meeting.vtt").read_text().split("\n\n")
+    cues = (tmp_path / "subtitles/monday/meeting.vtt").read_text().split("\n\n")
     segments = next(line["segments"] for line in lines(undisturbed) if line["audio"].endswith("meeting.flac"))
-    assert blocks[0] == "WEBVTT" and [block.split("\n")[1] for block in blocks[1:-1]] == [
+    assert cues[0] == "WEBVTT" and [cue.split("\n")[1] for cue in cues[1:-1]] == [
         s["text"] for s in segments if s["text"]
     ]
 
 
-def test_words_and_one_file(tmp_path: Path) -> None:
+def test_word_timestamps_and_text_of_a_single_file(tmp_path: Path) -> None:
     command = [str(EXAMPLES / "digits/test/test_000.flac"), "--model", str(MODEL), "--language", "en"]
     assert main([*command, "--output", str(tmp_path / "words.jsonl"), "--timestamps", "word"]) == 0
     assert main([*command, "--output", str(tmp_path / "text.txt"), "--timestamps", "none"]) == 0
@@ -187,9 +185,9 @@ def test_patterns(recordings: Path, tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "reason"),
-    [(np.full(16_000, np.nan), "holds NaN"), (np.zeros(0), "holds no audio")],
+    [(np.full(16_000, np.nan), "contains NaN"), (np.zeros(0), "contains no audio")],
 )
-def test_nothing_readable(samples: np.ndarray, reason: str, tmp_path: Path, capsys) -> None:
+def test_no_readable_recording(samples: np.ndarray, reason: str, tmp_path: Path, capsys) -> None:
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     command = [str(tmp_path / "a.wav"), "--model", str(MODEL), "--output", str(tmp_path / "out.srt")]
     assert main(command) == 1
@@ -200,12 +198,12 @@ def test_nothing_readable(samples: np.ndarray, reason: str, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("output", "options", "reason"),
     [
-        ("out.srt", [], "holds one recording and there may be several"),
-        ("exists.jsonl", [], "choose another output, or replace it (--overwrite)"),
-        ("full", ["--format", "srt"], "holds something"),
+        ("out.srt", [], "can only hold one recording, and there may be several"),
+        ("exists.jsonl", [], "choose another output, or overwrite it (--overwrite)"),
+        ("full", ["--format", "srt"], "is a folder that is not empty"),
     ],
 )
-def test_outputs_that_are_refused(
+def test_invalid_outputs_are_rejected(
     output: str, options: list[str], reason: str, recordings: Path, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "exists.jsonl").write_text("kept")
@@ -225,7 +223,7 @@ def test_outputs_that_are_refused(
         ["--output", "out.srt", "--language", "klingon"],
     ],
 )
-def test_options_that_do_not_go_together(options: list[str]) -> None:
+def test_incompatible_options(options: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["a.wav", "--model", str(MODEL), *options])
     assert end.value.code == 2
@@ -235,10 +233,13 @@ def test_without_ray(recordings: Path, tmp_path: Path, monkeypatch, capsys) -> N
     monkeypatch.delitem(sys.modules, "lite_whisper.transcription.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert transcribe(recordings, tmp_path / "out.jsonl", "--ray") == 1
-    assert re.search(r"error: a cluster needs Ray .*pip install 'ray\[data\]' \(--ray\)", capsys.readouterr().err)
+    assert re.search(
+        r"error: transcription on a cluster requires Ray .*pip install 'lite-whisper\[ray\]' \(--ray\)",
+        capsys.readouterr().err,
+    )
 
 
-def test_formats() -> None:
+def test_transcript_formats() -> None:
     segments = [Segment(0.0, 1.5, " one"), Segment(2.0, 3.0, " "), Segment(3661.25, None, "two ")]
     transcript = Transcript(0, "a.wav", 3662.0, "one two", segments)
     assert to_txt(transcript) == "one two\n"
@@ -248,7 +249,7 @@ def test_formats() -> None:
     )
 
 
-def test_names_in_a_folder() -> None:
+def test_file_names_in_a_folder() -> None:
     names = file_names(["/calls/a/x.wav", "/calls/b/x.wav", "/calls/b/x.mp3", "/calls/../calls/c.v2.wav"], "srt")
     assert names == ["a/x.srt", "b/x.wav.srt", "b/x.mp3.srt", "c.v2.srt"]
     assert file_names(["../../x.wav"], "txt") == ["x.txt"]
