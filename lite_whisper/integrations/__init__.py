@@ -1,5 +1,1 @@
-"""
-LiteWhisper inside of other programs.
-
-Nothing is imported here: each module needs the program that it is for.
-"""
+"""LiteWhisper in other programs; each module requires its program, so nothing is imported here."""
