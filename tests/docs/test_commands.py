@@ -162,17 +162,12 @@ def test_every_step_succeeds(executed: list[dict[str, Any]]) -> None:
 def test_every_output_is_complete(executed: list[dict[str, Any]], published: Any, workplace: Path) -> None:
     commands = "\n".join(step["text"] for step in executed if step["language"] == "bash")
     outputs = [*re.findall(r"--output(?:_dir)? (\S+)", commands), "lite-whisper-adapted", "lite-from-settings"]
-    assert len(outputs) == len(set(outputs)) == 27
-    for output in (
-        "transcripts.jsonl",
-        "quick.jsonl",
-        "by-ray.jsonl",
-        "meeting.srt",
-        "subtitles",
-    ):
-        outputs.remove(output)
-    for transcripts in ("transcripts.jsonl", "quick.jsonl", "by-ray.jsonl"):
+    assert len(outputs) == len(set(outputs)) == 29
+    for transcripts in ("transcripts.jsonl", "quick-start.jsonl", "quick.jsonl", "by-ray.jsonl"):
+        outputs.remove(transcripts)
         assert len((workplace / transcripts).read_text().splitlines()) == 6
+    outputs.remove("meeting.srt")
+    outputs.remove("subtitles")
     outputs.remove("digits-onnx")
     assert {path.name for path in (workplace / "digits-onnx/onnx").iterdir()} == {
         f"{part}{suffix}.onnx" for part in ("encoder_model", "decoder_model_merged") for suffix in ("", "_quantized")
