@@ -1,6 +1,6 @@
 # Copyright 2026 The lite-whisper authors. Licensed under the Apache License, Version 2.0:
 # http://www.apache.org/licenses/LICENSE-2.0
-"""What the inference mode multiplies and attends with, in fp32, 8 bits or bfloat16, and what that takes here."""
+"""Kernels of optimised inference: products in float32 and int8, attention in bfloat16, and how long they take here."""
 
 import itertools
 import math
@@ -14,21 +14,37 @@ import torch
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
-SMALLEST = 1e-30  # of what is divided by
+EPSILON = 1e-30  # lower bound of divisors
+MAX_INT8 = 127
+
+
+def clamp_to_float16(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Keeps float16 hidden states finite, as Whisper's encoder layer does; other dtypes pass unchanged."""
+    limit = torch.finfo(torch.float16).max - 1000
+    return hidden_states.clamp(-limit, limit) if hidden_states.dtype == torch.float16 else hidden_states
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False) -> torch.Tensor:
     """
-    x, of shape `(..., in_features)`, times a weight, `(in_features, out_features)`, plus a bias, then GELU where asked.
+    A linear layer, optionally followed by GELU; has no gradient.
 
-    In fp32 on x86 it is oneDNN that multiplies: it applies GELU to what is still in the cache, and is faster than the
-    library behind `F.linear` where the processor is not one of Intel's. Its operation has no gradient.
+    In float32 on x86, oneDNN computes it. It applies GELU while the product is still in the cache, and is faster than
+    the library behind `F.linear` on processors not made by Intel.
+
+    Args:
+        x (`torch.Tensor` of shape `(..., in_features)`): the input.
+        weight (`torch.Tensor` of shape `(in_features, out_features)`): the weight.
+        bias (`torch.Tensor` of shape `(out_features,)`, *optional*): the bias.
+        gelu (`bool`, *optional*, defaults to `False`): whether GELU follows.
+
+    Returns:
+        `torch.Tensor` of shape `(..., out_features)`.
     """
     if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
         try:
             return _onednn_linear(x, weight, bias, gelu)
         except (RuntimeError, TypeError):
-            pass  # what it refuses, F.linear may take; if not, its error is the one that torch documents
+            pass  # F.linear may accept what oneDNN rejects; otherwise it raises the error that torch documents
     y = F.linear(x, weight.t(), bias)
     return F.gelu(y) if gelu else y
 
@@ -39,7 +55,7 @@ def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 @cache
 def _has_onednn() -> bool:
-    """Whether oneDNN is worth while here, and its operation, private to torch and so free to change, still computes."""
+    """Whether oneDNN is fast here and its operation, which is private to torch and may change, still works."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return False
     x, bias = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in ([[1, -2, 3]], [0.5, -0.25]))
@@ -52,13 +68,19 @@ def _has_onednn() -> bool:
 
 
 class Product(NamedTuple):
-    """A chain of linear maps, by weights of shape `(inputs, outputs)`, then a bias; without any, the identity."""
+    """
+    A chain of matrix products, then a bias; the identity if there are no weights.
+
+    Args:
+        weights (`tuple[torch.Tensor, ...]`): each of shape `(inputs, outputs)`.
+        bias (`torch.Tensor`, *optional*): of the outputs of the last weight.
+    """
 
     weights: tuple[torch.Tensor, ...]
     bias: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
-        """Takes x of shape `(..., inputs of the first)`, gives y of shape `(..., outputs of the last)`."""
+        """Applies the chain to x of shape `(..., inputs)`; GELU follows on request."""
         for weight in self.weights[:-1]:
             x = linear(x, weight)
         return linear(x, self.weights[-1], self.bias, gelu) if self.weights else x
@@ -66,25 +88,27 @@ class Product(NamedTuple):
 
 class Int8Product:
     """
-    A `Product` from and to fp32 on the CPU whose weights have 8 bits and, for each output, a scale. What is multiplied
-    has 8 bits too, with one scale for all of it.
+    A `Product` computed in int8, from and to float32 on the CPU.
+
+    Weights have one scale per output; inputs are quantised on the fly with one scale per tensor.
     """
 
     def __init__(self, product: Product) -> None:
-        biases = [*[None] * len(product.weights), product.bias][1:]  # the last weight has it
-        self.packed = [_packed(*of_one) for of_one in zip(product.weights, biases, strict=True)]
+        last = len(product.weights) - 1
+        self.packed = [_pack(weight, product.bias if i == last else None) for i, weight in enumerate(product.weights)]
 
     def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
-        """As `Product`."""
+        """Applies the chain to x of shape `(..., inputs)`; GELU follows on request."""
         for weight in self.packed:
             x = torch.ops.quantized.linear_dynamic(x, weight, _int8_saturates())
         return F.gelu(x) if gelu else x
 
 
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-    scales = weight.abs().amax(dim=0).clamp(min=SMALLEST) / 127
+def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    """Quantises a weight of shape `(inputs, outputs)` and packs it with its bias for torch's int8 kernel."""
+    scales = weight.abs().amax(dim=0).clamp(min=EPSILON) / MAX_INT8
     codes, zeros = (weight / scales).round().to(torch.int8).t().contiguous(), torch.zeros_like(scales, dtype=torch.long)
-    with warnings.catch_warnings():  # that torch means to replace tensors of this kind, which has no other here yet
+    with warnings.catch_warnings():  # torch announces the end of quantized tensors but has no replacement for these yet
         warnings.simplefilter("ignore", UserWarning)
         quantized = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
         return torch.ops.quantized.linear_prepack(quantized, bias)
@@ -92,50 +116,69 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
 
 @cache
 def _int8_saturates() -> bool | None:
-    """Whether sums of two products overflow, as on older x86, so that x may have 7 bits; None without such products."""
+    """Whether sums of two products overflow (older x86), so that x gets 7 bits only; None if there is no int8."""
     x = torch.tensor([[0.0] + 4 * [255.0]], device="cpu")
     try:
-        y = torch.ops.quantized.linear_dynamic(x, _packed(torch.ones(5, 1, device="cpu"), None), False)
+        y = torch.ops.quantized.linear_dynamic(x, _pack(torch.ones(5, 1, device="cpu"), None), False)
         return not torch.allclose(y, x.sum(), rtol=1e-2)
-    except (AttributeError, RuntimeError, TypeError):  # they are private to torch
+    except (AttributeError, RuntimeError, TypeError):  # these operations are private to torch
         return None
 
 
 def has_int8(weight: torch.Tensor) -> bool:
-    """Whether products with this weight can be computed in 8 bits here."""
+    """Whether int8 products with this weight are supported: on the CPU, from float32."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and _int8_saturates() is not None
 
 
-def balanced(product: Product) -> Product:
-    """The same map, by factors between which all directions have one size, so that 8 bits are enough for each."""
+def equalize_scales(product: Product) -> Product:
+    """Rescales the factors so that all directions between them have unit norm; the product stays the same."""
     weights, bias = list(product.weights), product.bias
-    for place in range(len(weights) - 1):
-        sizes = weights[place].norm(dim=0).clamp(min=SMALLEST)
-        weights[place], weights[place + 1] = weights[place] / sizes, weights[place + 1] * sizes[:, None]
+    for index in range(len(weights) - 1):
+        norms = weights[index].norm(dim=0).clamp(min=EPSILON)
+        weights[index], weights[index + 1] = weights[index] / norms, weights[index + 1] * norms[:, None]
     return Product(tuple(weights), bias)
 
 
 def attention_by_heads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None, scale: float = 1
 ) -> torch.Tensor:
-    """Attention over `(batch, heads, positions, width)` in bfloat16, by heads: the scores of one stay in the cache."""
-    mixed = []
+    """
+    Attention in bfloat16, one head at a time, so that the scores stay in the cache.
+
+    Args:
+        query (`torch.Tensor` of shape `(batch, heads, query positions, width)`): queries in any dtype.
+        key (`torch.Tensor` of shape `(batch, heads, key positions, width)`): keys.
+        value (`torch.Tensor` of shape `(batch, heads, key positions, width)`): values.
+        bias (`torch.Tensor`, *optional*): added to the scores, of shape `(query positions, key positions)`.
+        scale (`float`, *optional*, defaults to 1): multiplies the query.
+
+    Returns:
+        `torch.Tensor` of the shape and dtype of the query.
+    """
+    heads = []
     for q, k, v in zip(*(rows.bfloat16().flatten(0, 1) for rows in (query * scale, key, value)), strict=True):
         scores = q @ k.t() if bias is None else torch.addmm(bias.bfloat16(), q, k.t())
-        mixed.append(torch.softmax(scores, dim=-1) @ v)
-    return torch.stack(mixed).unflatten(0, query.shape[:2]).to(query.dtype)
+        heads.append(torch.softmax(scores, dim=-1) @ v)
+    return torch.stack(heads).unflatten(0, query.shape[:2]).to(query.dtype)
 
 
 @torch.no_grad()
 def median_seconds(function: Any, *arguments: torch.Tensor) -> float:
-    """What a call takes."""
+    """The median time of a call."""
     names = {"function": function, "arguments": arguments}
     timer = Timer("function(*arguments)", globals=names, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=0.1).median
 
 
 def product_seconds(x: torch.Tensor, *widths: int, int8: bool = False) -> float:
-    """The median seconds of products of widths `(inputs, outputs)`, or with a rank between; x as in the next."""
+    """
+    The median time of a product with random weights.
+
+    Args:
+        x (`torch.Tensor` of shape `(batch, positions)`): its dtype and device are used.
+        widths (`int`): inputs and outputs, with the ranks of low-rank factors between them.
+        int8 (`bool`, *optional*, defaults to `False`): whether to compute in int8.
+    """
     product = Product(tuple(x.new_empty(shape).normal_(std=0.01) for shape in itertools.pairwise(widths)))
     return median_seconds(Int8Product(product) if int8 else product, x.new_empty(*x.shape, widths[0]).normal_())
 
@@ -144,10 +187,16 @@ def break_even_ranks(
     shapes: Collection[tuple[int, int, int]], x: torch.Tensor, int8: bool = False
 ) -> dict[tuple[int, int], float]:
     """
-    Measures from which rank on a low-rank pair takes longer than the dense product.
+    Measures from which rank on a low-rank pair is slower than the dense product.
 
-    Takes in_features, rank and out_features of the pairs there are, and x of the dtype and device that count, of shape
-    `(batch_size, positions)`. Gives, by the outer two, the lowest such rank of these, or infinity.
+    Args:
+        shapes (`Collection[tuple[int, int, int]]`): in_features, rank and out_features of the pairs in use.
+        x (`torch.Tensor` of shape `(batch, positions)`): its dtype and device are used.
+        int8 (`bool`, *optional*, defaults to `False`): whether products are in int8.
+
+    Returns:
+        `dict[tuple[int, int], float]`: by in_features and out_features, the lowest of the ranks in use that is slower,
+        or infinity.
     """
     result = {}
     for inputs, outputs in {(pair[0], pair[2]) for pair in shapes}:
@@ -158,8 +207,8 @@ def break_even_ranks(
     return result
 
 
-def by_heads_pays(x: torch.Tensor, heads: int, width: int) -> bool:
-    """Whether `attention_by_heads` takes less than torch's attention; x as in `break_even_ranks`."""
+def by_heads_is_faster(x: torch.Tensor, heads: int, width: int) -> bool:
+    """Whether `attention_by_heads` is faster here than torch's attention; x as in `break_even_ranks`."""
     rows = x.new_empty(x.shape[0], heads, x.shape[1], width).normal_()
     usual = median_seconds(F.scaled_dot_product_attention, rows, rows, rows)
     return median_seconds(attention_by_heads, rows, rows, rows) < usual

@@ -3,7 +3,6 @@
 """Whisper whose encoder projections are low-rank pairs (LiteASR, Kamahori et al., EMNLP 2025)."""
 
 import copy
-import itertools
 from typing import Any
 
 import torch
@@ -14,40 +13,19 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperEncoderLayer, sinusoids
 
 from .configuration_lite_whisper import LiteWhisperConfig
-from .inference_lite_whisper import (
-    DIRECTIONS,
-    LENGTHS,
-    LOUDEST_FLOOR,
-    InferenceLayer,
-    PaddingStates,
-    followed_by_padding,
-    projections,
-    within_range,
-)
-from .kernels_lite_whisper import Int8Product, break_even_ranks, by_heads_pays, has_int8
-
-LEAST_FILLED = 1 / 32  # of the window; what is shorter counts as this
-
-
-def end_of_sound(input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Finds the padding of log-mel features: the trailing frames in which every bin holds the lowest value of the clip.
-
-    Takes features of shape `(batch, mel_bins, mel_frames)`. Gives the frames before the padding, `(batch,)`, and what
-    the padding depends on, `(batch, 3)`: 1, the lowest value plus 1, and log2 of the share of the window before it.
-    """
-    lowest = input_features.amin(dim=(1, 2))
-    sounding = (input_features != lowest[:, None, None]).any(dim=1)
-    ends = (sounding * torch.arange(1, sounding.shape[1] + 1, device=sounding.device)).amax(dim=1)
-    filled = (ends / sounding.shape[1]).clamp(min=LEAST_FILLED).log2()
-    return ends, torch.stack([torch.ones_like(filled), lowest.float() + 1, filled], dim=1)
+from .inference_lite_whisper import InferenceLayer, build_inference_layers, describe_layers
+from .kernels_lite_whisper import has_int8
+from .padding_lite_whisper import NUM_DIRECTIONS, PaddingStates, find_padding, followed_by_padding, layer_with_padding
 
 
 class LowRankLinear(nn.Module):
     """
-    A linear layer of limited rank: y = (x weight1) weight2 + bias.
+    A low-rank linear layer: y = (x weight1) weight2 + bias.
 
-    `weight1` has the shape `(in_features, rank)`, `weight2` `(rank, out_features)` and `bias` `(out_features,)`.
+    Args:
+        in_features (`int`): inputs; `weight1` has the shape `(in_features, rank)`.
+        out_features (`int`): outputs; `weight2` has the shape `(rank, out_features)` and `bias` `(out_features,)`.
+        rank (`int`): the inner dimension.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
@@ -59,13 +37,13 @@ class LowRankLinear(nn.Module):
         self.reset_parameters(in_features**-0.5)
 
     def reset_parameters(self, std: float) -> None:
-        """Draws factors whose product has entries of standard deviation `std`: its variance is rank * var1 * var2."""
+        """Initialises the factors so that entries of their product, of variance rank * var1 * var2, have this std."""
         for weight in (self.weight1, self.weight2):
             nn.init.normal_(weight, std=std**0.5 / self.rank**0.25)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Takes x of shape `(..., in_features)`, gives y of shape `(..., out_features)`."""
+        """Maps x of shape `(..., in_features)` to shape `(..., out_features)`."""
         return F.linear(F.linear(x, self.weight1.t()), self.weight2.t(), self.bias)
 
     def extra_repr(self) -> str:
@@ -73,7 +51,7 @@ class LowRankLinear(nn.Module):
 
 
 class LiteWhisperEncoderLayer(WhisperEncoderLayer):
-    """A Whisper encoder layer in which the projections named in `ranks` are `LowRankLinear`."""
+    """A Whisper encoder layer; the projections in `ranks` are `LowRankLinear` layers of these ranks."""
 
     def __init__(self, config: LiteWhisperConfig, ranks: dict[str, int]) -> None:
         super().__init__(config)
@@ -83,24 +61,24 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
             setattr(parent, projection, LowRankLinear(dense.in_features, dense.out_features, rank))
         self.padding_states: Any = PaddingStates(config) if config.constant_padding else None
         self.inference: InferenceLayer | None = None  # see LiteWhisperEncoder.optimize_for_inference
-        self.register_load_state_dict_post_hook(LiteWhisperEncoderLayer.derive)
+        self.register_load_state_dict_post_hook(LiteWhisperEncoderLayer.rebuild_inference)
 
-    def derive(self, *_: Any) -> None:
-        """Derives from the weights as they are now what inference computes with, where it can."""
+    def rebuild_inference(self, *_: Any) -> None:
+        """Derives the tensors of optimised inference from the current weights."""
         if self.inference is not None:
-            self.inference = self.inference.renewed(self)
+            self.inference = self.inference.rebuilt(self)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "LiteWhisperEncoderLayer":  # what .to(), .half() and the like call
+    def _apply(self, *args: Any, **kwargs: Any) -> "LiteWhisperEncoderLayer":  # called by .to(), .half() and the like
         super()._apply(*args, **kwargs)
-        self.derive()
+        self.rebuild_inference()
         return self
 
     def train(self, mode: bool = True) -> "LiteWhisperEncoderLayer":
-        """As in torch. Training uses the plain layer; what it has changed counts in inference from then on."""
-        trained = self.training and not mode
+        """Switches between training and evaluation; training uses the plain layer, evaluation the trained weights."""
+        was_training = self.training
         super().train(mode)
-        if trained:
-            self.derive()
+        if was_training and not mode:
+            self.rebuild_inference()
         return self
 
     def forward(
@@ -111,39 +89,41 @@ class LiteWhisperEncoderLayer(WhisperEncoderLayer):
         coefficients: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in Whisper, or by `InferenceLayer`; with `coefficients` padding follows the positions that are given."""
-        masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
-        # Other attention than torch's, such as eager attention, may be asked for what that does not return.
-        other = getattr(self.self_attn.config, "_attn_implementation", None) != "sdpa"
-        plain = self.training or torch.is_grad_enabled() or masked or kwargs.get("output_attentions") or other
-        if not plain and self.inference is not None:
-            self.inference = self.inference.current(self)
-        if not plain and self.inference is not None:
-            hidden_states = self.inference.forward(self, hidden_states, coefficients)
-        elif coefficients is not None:
-            return self.with_padding(hidden_states, coefficients)
-        else:
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)  # type: ignore[arg-type]
-        return (hidden_states, None) if "layer_head_mask" in kwargs else hidden_states  # a tuple up to transformers 4
+        """
+        Runs the layer, optimised where possible; takes and returns what Whisper's layer does.
 
-    def with_padding(self, hidden_states: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """As in Whisper, without dropout; attention sees the padding too, see `PaddingStates`."""
-        attention, x = self.self_attn, self.self_attn_layer_norm(hidden_states)
-        inputs, mixing, bias = self.padding_states(x, coefficients)
-        key, value = (followed_by_padding(of(inputs), mixing) for of in (attention.k_proj, attention.v_proj))
-        heads = (y.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for y in (attention.q_proj(x), key, value))
-        mixed = F.scaled_dot_product_attention(*heads, bias)  # type: ignore[call-arg]
-        hidden_states = hidden_states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-        hidden = self.fc1(self.final_layer_norm(hidden_states))
-        return within_range(hidden_states + self.fc2(self.activation_fn(hidden)))
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, positions, d_model)`): the layer's input.
+            attention_mask (`torch.Tensor`, *optional*): as in Whisper.
+            *args (`Any`): as in Whisper.
+            coefficients (`torch.Tensor` of shape `(batch, 3)`, *optional*): of constant padding after the positions.
+            **kwargs (`Any`): as in Whisper.
+        """
+        if self.can_optimize(attention_mask, kwargs) and self.inference is not None:
+            self.inference = self.inference.up_to_date(self)
+            if self.inference is not None:
+                hidden_states = self.inference.forward(self, hidden_states, coefficients)
+                # transformers 4 passes layer_head_mask and expects a tuple.
+                return (hidden_states, None) if "layer_head_mask" in kwargs else hidden_states
+        if coefficients is not None:
+            return layer_with_padding(self, hidden_states, coefficients)
+        return super().forward(hidden_states, attention_mask, *args, **kwargs)  # type: ignore[arg-type]
+
+    def can_optimize(self, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
+        """Whether a call needs nothing that `InferenceLayer` lacks: gradients, masks, attention weights."""
+        masked = attention_mask is not None or kwargs.get("layer_head_mask") is not None
+        # Callers of other implementations, such as eager attention, may ask for attention weights.
+        uses_sdpa = getattr(self.self_attn.config, "_attn_implementation", None) == "sdpa"
+        needs_weights = kwargs.get("output_attentions") or not uses_sdpa
+        return not (self.training or torch.is_grad_enabled() or masked or needs_weights)
 
 
 class CompleteWeights:
-    """For models that are loaded with all their weights or not at all."""
+    """Mixin that rejects checkpoints with missing weights."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but `ValueError` where weights are missing, in whose place it puts random ones."""
+        """Loads a model as transformers does, but raises `ValueError` instead of initialising missing weights."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"weights are missing from the file: {len(missing)}, the first being {missing[0]}")
@@ -151,12 +131,12 @@ class CompleteWeights:
 
 
 class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
-    """The Whisper encoder with `LiteWhisperEncoderLayer`s; exactly Whisper's where `low_rank_config` is None."""
+    """The Whisper encoder with `LiteWhisperEncoderLayer`s; exactly Whisper's if `low_rank_config` is None."""
 
     _no_split_modules = ["LiteWhisperEncoderLayer"]
 
     def __init__(self, config: LiteWhisperConfig) -> None:
-        # Whisper's encoder is built without its layers, so that they never exist in their dense form all at once.
+        # Whisper's encoder is built without layers, so that memory never holds all of them in dense form.
         encoder_layers, config.encoder_layers = config.encoder_layers, 0
         try:
             super().__init__(config)
@@ -165,47 +145,54 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         self.layers = nn.ModuleList(
             LiteWhisperEncoderLayer(config, ranks) for ranks in config.low_rank_config or [{}] * encoder_layers
         )
-        self.padding_states: Any = PaddingStates(config, DIRECTIONS) if config.constant_padding else None
+        self.padding_states: Any = PaddingStates(config, NUM_DIRECTIONS) if config.constant_padding else None
+        self.break_even: dict[tuple[int, int], float] = {}  # see optimize_for_inference
         self.post_init()
 
     def forward(self, input_features: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As in Whisper; where the features end in padding, that is not computed but known, see `PaddingStates`."""
-        asked = any(
+        """Encodes log-mel features as Whisper does; padded positions may come from tables, see `PaddingStates`."""
+        needs_all = any(
             kwargs.get(name, getattr(self.config, name, usual)) not in (None, usual)
             for name, usual in (("output_attentions", False), ("output_hidden_states", False), ("return_dict", True))
         )
-        plain = asked or kwargs.get("head_mask") is not None or self.training or not self.uses_constant_padding
-        known = None if plain else self.known_padding(input_features)
-        if known is None:
+        needs_all = needs_all or kwargs.get("head_mask") is not None or self.training
+        padding = self.known_padding(input_features) if self.uses_constant_padding and not needs_all else None
+        if padding is None:
             return super().forward(input_features, *args, **kwargs)
-        return BaseModelOutput(self.with_padding(input_features, *known))
+        return BaseModelOutput(self.with_padding(input_features, *padding))
 
     @torch.compiler.disable
     def known_padding(self, input_features: torch.Tensor) -> tuple[int, torch.Tensor] | None:
-        """The positions to compute and the coefficients of the padding; None where all have to be computed."""
-        ends, coefficients = end_of_sound(input_features)
-        first, last, loudest = (x.item() for x in (ends.min(), ends.max(), coefficients[:, 1].max() - 1))
-        window, step = self.max_source_positions, -(-self.max_source_positions // LENGTHS)
-        positions = -(-(-(-last // 2) + self.config.constant_padding["margin"]) // step) * step
-        usual = first > 0 and loudest < LOUDEST_FLOOR and input_features.shape[-1] == 2 * window
-        return (positions, coefficients.to(input_features)) if usual and positions < window else None
+        """The positions to compute and the coefficients of the padding; None if all have to be computed."""
+        return find_padding(input_features, self.max_source_positions, self.config.constant_padding["margin"])
 
     @property
     def uses_constant_padding(self) -> bool:
-        """Whether padding is taken for constant in evaluation mode, see `use_constant_padding`."""
+        """Whether constant padding is on in evaluation mode, see `use_constant_padding`."""
         return bool(self.config.constant_padding and self.config.constant_padding["enabled"])
 
     def use_constant_padding(self, enabled: bool = True) -> "LiteWhisperEncoder":
-        """Switches whether padding is taken for constant in evaluation mode; `ValueError` where it is not known."""
+        """Switches constant padding in evaluation mode; raises `ValueError` if the model has no padding tables."""
         if self.config.constant_padding:
             self.config.constant_padding["enabled"] = enabled
         elif enabled:
-            raise ValueError("the model does not know its padding; lite-whisper pad adds what is missing")
+            raise ValueError("the model has no padding tables; add them with lite-whisper precompute-padding")
         return self
 
     def with_padding(self, input_features: torch.Tensor, positions: int, coefficients: torch.Tensor) -> torch.Tensor:
-        """What `forward` returns, with so many positions computed and the others constant; has a gradient."""
-        hidden_states = F.gelu(self.conv1(input_features[:, :, : 2 * positions + 2]))  # one frame more than is seen
+        """
+        Encodes the first positions and takes the others from the tables; has a gradient.
+
+        Args:
+            input_features (`torch.Tensor` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
+            positions (`int`): from `known_padding`.
+            coefficients (`torch.Tensor` of shape `(batch, 3)`): from `known_padding`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, max_source_positions, d_model)`.
+        """
+        # conv2 sees 2 * positions + 1 outputs of conv1, which need one more frame.
+        hidden_states = F.gelu(self.conv1(input_features[:, :, : 2 * positions + 2]))
         hidden_states = F.gelu(self.conv2(hidden_states))[:, :, :positions].transpose(1, 2)
         hidden_states = hidden_states + self.embed_positions(torch.arange(positions, device=hidden_states.device))
         for layer in self.layers:
@@ -218,72 +205,53 @@ class LiteWhisperEncoder(CompleteWeights, WhisperEncoder):
         self, enabled: bool = True, batch_size: int = 1, dtype: str | None = None
     ) -> "LiteWhisperEncoder":
         """
-        Makes the encoder faster without changing its outputs by more than rounding.
+        Makes the encoder faster; its outputs change by no more than rounding, except in int8.
 
-        The weights, and what is saved, stay as they are. Beside them there are then the first factors of q, k and v
-        once more, what attention in the reduced dimension needs, and the dense products of those pairs that take longer
-        than these on this device at this batch size, which is measured (a few seconds). All of it follows the model to
-        other devices and dtypes, through training, `load_state_dict` and changes of weights in place. Plain layers
-        compute in training, outside `torch.no_grad()` and where weights have been replaced; so merge adapters first.
-        Call this again after a change that torch does not count: one through `.data`, one of a weight made in
-        `torch.inference_mode()`, and one under a compiled encoder.
+        The weights and saved files stay the same. Derived tensors are kept in addition: a copy of the first factors of
+        q, k and v, the weights for attention in the reduced dimension, and the merged weights of low-rank pairs that
+        are slower than a dense product on this device (measured, which takes a few seconds). They follow the model to
+        other devices and dtypes, through training, `load_state_dict` and in-place changes of weights.
 
-        `enabled=False` undoes it; `batch_size` windows will run at once. With `dtype="int8"` the projections compute
-        in 8 bits, and attention in bfloat16 where that is measured to be faster, which changes the outputs by about a
-        hundredth; that needs a model in float32 on the CPU. Raises `ValueError` where it cannot, and where a projection
-        is neither a linear layer nor a low-rank pair, or its weights are not in memory.
+        The plain layers still run in training, outside `torch.no_grad()` and after weights have been replaced, so merge
+        adapters first. Call this again after changes that torch does not count: through `.data`, to weights made in
+        `torch.inference_mode()`, or under a compiled encoder.
+
+        Args:
+            enabled (`bool`, *optional*, defaults to `True`): `False` restores the plain layers.
+            batch_size (`int`, *optional*, defaults to 1): the number of windows per batch to measure with.
+            dtype (`str`, *optional*): `"int8"` computes the projections in int8, and attention in bfloat16 where that
+                is faster. This changes the outputs by about one per cent and requires a float32 model on the CPU.
+
+        Returns:
+            `LiteWhisperEncoder`: itself.
+
+        Raises:
+            ValueError: int8 is not supported here, a projection is neither a linear layer nor a low-rank pair, or its
+                weights are not in memory.
         """
         if dtype not in (None, "int8"):
-            raise ValueError(f"dtype is {dtype!r}; give 'int8', or none and the model in the dtype to compute in")
+            raise ValueError(f"dtype is {dtype!r}; pass 'int8', or None and convert the model to another dtype")
         if dtype and not has_int8(self.conv1.weight):
-            raise ValueError("int8 needs a model in float32 on the CPU, and a torch that has quantized products")
-        shapes = {
-            pair: (pair.in_features, pair.out_features) for pair in self.modules() if isinstance(pair, LowRankLinear)
-        }
-        positions = self.config.max_source_positions
-        inference: list[InferenceLayer] = []
+            raise ValueError("int8 requires a float32 model on the CPU and a torch build with quantized products")
+        inference: list[Any] = [None] * len(self.layers)
         if enabled:
-            x = self.conv1.weight.new_empty(batch_size, positions)
-            ranks = {(i, pair.rank, o) for pair, (i, o) in shapes.items()}
-            self.break_even = break_even_ranks(ranks, x, bool(dtype))
-            slower = {pair for pair, shape in shapes.items() if pair.rank >= self.break_even[shape]}
-            heads = self.config.encoder_attention_heads
-            by_heads = bool(dtype) and by_heads_pays(x, heads, self.config.d_model // heads)
-            for layer in self.layers:
-                names = [name for name, projection in projections(layer).items() if projection in slower]
-                of_layer = InferenceLayer(layer, names, positions, bool(dtype), by_heads)  # type: ignore[arg-type]
-                inference.append(of_layer)
-        for layer, of_layer in itertools.zip_longest(self.layers, inference):
-            layer.inference = of_layer
+            inference, self.break_even = build_inference_layers(self, batch_size, dtype == "int8")
+        for layer, optimized in zip(self.layers, inference, strict=True):
+            layer.inference = optimized
         return self
 
     def inference_report(self) -> str:
-        """What `optimize_for_inference` has measured, and what it has chosen by that for each layer, line by line."""
-        lines = []
-        of_layers = [layer.inference for layer in self.layers if isinstance(layer, LiteWhisperEncoderLayer)]
-        for (inputs, outputs), rank in self.break_even.items() if any(of_layers) else ():
-            slower = "of no rank that is there" if rank == float("inf") else f"of rank {rank} and more"
-            lines.append(f"{inputs} -> {outputs}: pairs {slower} take longer than the dense product")
-        for index, of_layer in enumerate(of_layers):
-            if of_layer is None:
-                lines.append(f"layer {index}: plain")
-                continue
-            keys, values, width = of_layer.reduction
-            reduced = " and ".join(["keys"] * keys + ["values"] * values)
-            parts = ["int8" if isinstance(of_layer.products["fc1"], Int8Product) else str(self.dtype)]
-            parts += ["attention in bfloat16, head by head"] if of_layer.by_heads else []
-            parts += [f"{reduced} in {width} dimensions"] if reduced else []
-            parts += [f"{name} multiplied out" for name in of_layer.multiplied_out]
-            lines.append(f"layer {index}: {'; '.join(parts)}")
-        return "\n".join(lines)
+        """The measurements of `optimize_for_inference` and its choices for each layer, one per line."""
+        layers = [layer.inference for layer in self.layers if isinstance(layer, LiteWhisperEncoderLayer)]
+        return "\n".join(describe_layers(layers, self.break_even, self.dtype))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers initialises every module through its nearest PreTrainedModel, which is the encoder for these.
+        # transformers initialises a module through its nearest PreTrainedModel, here the encoder.
         if isinstance(module, LowRankLinear):
             module.reset_parameters(self.config.init_std)
         elif module is self.embed_positions:
-            # Whisper does it at the encoder, which transformers 5 passes over in custom code, without parameters.
+            # Whisper initialises these at the encoder, which transformers 5 skips in custom code.
             self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
         else:
             super()._init_weights(module)
@@ -297,7 +265,7 @@ class LiteWhisperModel(CompleteWeights, WhisperModel):
     _no_split_modules = ["LiteWhisperEncoderLayer", "WhisperDecoderLayer"]
 
     def __init__(self, config: LiteWhisperConfig) -> None:
-        super(WhisperModel, self).__init__(config)  # past WhisperModel's own, which would build the dense encoder
+        super(WhisperModel, self).__init__(config)  # skips WhisperModel, which would build the dense encoder
         self.encoder = LiteWhisperEncoder(config)
         self.decoder = WhisperDecoder(config)
         self.post_init()
@@ -307,11 +275,11 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
     """`WhisperForConditionalGeneration` with a `LiteWhisperEncoder`."""
 
     config_class = LiteWhisperConfig
-    _auto_class = "AutoModelForSpeechSeq2Seq"  # makes save_pretrained copy this file, however the class was imported
+    _auto_class = "AutoModelForSpeechSeq2Seq"  # makes save_pretrained copy this file in every case
     _no_split_modules = ["LiteWhisperEncoderLayer", "WhisperDecoderLayer"]
 
     def __init__(self, config: LiteWhisperConfig) -> None:
-        super(WhisperForConditionalGeneration, self).__init__(config)  # for the same reason as in LiteWhisperModel
+        super(WhisperForConditionalGeneration, self).__init__(config)  # as in LiteWhisperModel
         self.model = LiteWhisperModel(config)
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
@@ -320,27 +288,28 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
     def optimize_for_inference(
         self, enabled: bool = True, batch_size: int = 1, dtype: str | None = None
     ) -> "LiteWhisperForConditionalGeneration":
-        """See `LiteWhisperEncoder.optimize_for_inference`; returns the model."""
+        """Optimises the encoder, see `LiteWhisperEncoder.optimize_for_inference`; returns the model."""
         self.model.encoder.optimize_for_inference(enabled, batch_size, dtype)
         return self
 
     def inference_report(self) -> str:
-        """See `LiteWhisperEncoder.inference_report`."""
+        """Describes the optimised encoder, see `LiteWhisperEncoder.inference_report`."""
         return self.model.encoder.inference_report()
 
     def use_constant_padding(self, enabled: bool = True) -> "LiteWhisperForConditionalGeneration":
-        """See `LiteWhisperEncoder.use_constant_padding`; returns the model."""
+        """Switches constant padding, see `LiteWhisperEncoder.use_constant_padding`; returns the model."""
         self.model.encoder.use_constant_padding(enabled)
         return self
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
-        As in transformers, with the ranks of the layers as they are: merging an adapter may have changed them.
+        Saves the model as transformers does, with the current ranks, which merging an adapter may have changed.
 
-        Raises `ValueError` where a compressed projection is of a type that has no place in the file format.
+        Raises:
+            ValueError: a compressed projection has a type that the file format cannot hold.
         """
-        peft = getattr(self, "_hf_peft_config_loaded", False)  # then the adapter alone is saved
-        for index, ranks in enumerate([] if peft else self.config.low_rank_config or []):
+        saves_adapter_only = getattr(self, "_hf_peft_config_loaded", False)
+        for index, ranks in enumerate([] if saves_adapter_only else self.config.low_rank_config or []):
             layer = self.model.encoder.layers[index]
             for projection in ranks:
                 module = getattr(layer if projection in ("fc1", "fc2") else layer.self_attn, projection)
@@ -353,7 +322,7 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
         return super().save_pretrained(*args, **kwargs)
 
     def generate_with_fallback(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Whisper; what looks broken where padding was constant is first decoded again with all positions."""
+        """Whisper's temperature fallback; with constant padding, the first fallback computes all positions instead."""
         encoder, temperatures, segments = self.model.encoder, kwargs["temperatures"], kwargs["segment_input"]
         if len(temperatures) < 2 or not encoder.uses_constant_padding or encoder.known_padding(segments) is None:
             return super().generate_with_fallback(*args, **kwargs)
@@ -367,10 +336,13 @@ class LiteWhisperForConditionalGeneration(CompleteWeights, WhisperForConditional
     @torch.no_grad()
     def to_whisper(self) -> WhisperForConditionalGeneration:
         """
-        Multiplies every pair out, for programs that know no low-rank layer; what is known of padding is left out.
+        Converts to stock Whisper, for programs without low-rank layers: merges every pair and drops padding tables.
 
-        The bias of a compressed `k_proj`, where Whisper has none, is dropped: the number that it adds to a query's
-        scores cancels in the softmax. Outputs, dtype and device stay the same; no memory is shared.
+        Outputs, dtype and device stay the same; no memory is shared. The bias of a compressed `k_proj` is dropped, as
+        Whisper has none there: it adds the same number to all scores of a query, which cancels in the softmax.
+
+        Returns:
+            `WhisperForConditionalGeneration`: the merged model.
         """
         ours = ("architectures", "auto_map", "low_rank_config", "constant_padding", "model_type")
         config = WhisperConfig(**{name: value for name, value in self.config.to_dict().items() if name not in ours})

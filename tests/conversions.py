@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lite_whisper.convert import main
+from lite_whisper.cli.convert import main
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "examples/whisper-digits"
@@ -39,13 +39,14 @@ WRITTEN = {
     "kernels_lite_whisper.py",
     "model.safetensors",
     "modeling_lite_whisper.py",
+    "padding_lite_whisper.py",
     "ranks.png",
 }
 
 
 def arguments(output: Path, speech: Path, *more: str | Path) -> list[str]:
     """The command line of a small conversion by the published recipe; what `more` repeats counts."""
-    options = ["--model", MODEL, "--output", output, "--num-samples", WINDOWS, "--seed", 3, "--recipe", "liteasr"]
+    options = ["--base-model", MODEL, "--output", output, "--num-windows", WINDOWS, "--seed", 3, "--recipe", "liteasr"]
     dataset = [] if "--dataset" in more else ["--dataset", speech]
     return [str(option) for option in (*options, *dataset, *more)]
 

@@ -1,4 +1,4 @@
-"""Models whose encoder layers compute in every form of the inference mode, and what they give."""
+"""Models whose layers cover every form of optimised inference, and their outputs."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 
 D_MODEL, HEADS, POSITIONS = 64, 4, 40
-# The head dimension is 16; the reductions follow from arithmetic, which `test_fewest_multiply_adds` checks.
+# The head dimension is 16; test_fewest_multiply_adds checks the expected reductions.
 LAYERS = {
     "keys and values": ({"q_proj": 12, "k_proj": 4, "v_proj": 6, "out_proj": 20, "fc1": 12}, (True, True, 8)),
     "keys and values of dense neighbours": ({"k_proj": 4, "v_proj": 6}, (True, True, 8)),
@@ -19,7 +19,7 @@ LAYERS = {
 
 
 def random_model(*ranks: dict[str, int], **sizes) -> LiteWhisperForConditionalGeneration:
-    """A model of one layer for each dict of ranks, with random biases, so that no term can hide behind a zero."""
+    """A model with one layer per dict of ranks and random biases, so that zeros hide no term."""
     torch.manual_seed(0)
     arguments = {
         "d_model": D_MODEL,

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from ..inference_lite_whisper import LENGTHS, LOUDEST_FLOOR
-from ..modeling_lite_whisper import LiteWhisperEncoder, end_of_sound
+from ..modeling_lite_whisper import LiteWhisperEncoder
+from ..padding_lite_whisper import end_of_sound, has_constant_padding, positions_to_compute
 
 if TYPE_CHECKING:
     import onnx
@@ -67,12 +67,10 @@ class _Encoder(nn.Module):
         return encoder.with_padding(input_features, positions, coefficients)
 
     def positions_needed(self, ends: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """The number of `LiteWhisperEncoder.known_padding`, all of them where that has none, without a branch."""
+        """The positions of `LiteWhisperEncoder.known_padding`, or all of them, without a branch."""
         window, margin = self.encoder.max_source_positions, self.encoder.config.constant_padding["margin"]
-        step = -(-window // LENGTHS)
-        rounded = -(-(-(-ends.max() // 2) + margin) // step) * step
-        usual = (ends.min() > 0) & (coefficients[:, 1].max() - 1 < LOUDEST_FLOOR)
-        return torch.where(usual, rounded.clamp(max=window), window)
+        positions = positions_to_compute(ends.max(), window, margin)
+        return torch.where(has_constant_padding(ends, coefficients), positions.clamp(max=window), window)
 
 
 class _Decoder(nn.Module):

@@ -27,8 +27,9 @@ from vllm.model_executor.models.whisper import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..configuration_lite_whisper import projection_shape
-from ..inference_lite_whisper import DIRECTIONS, PaddingStates, followed_by_padding, within_range
+from ..kernels_lite_whisper import clamp_to_float16
 from ..modeling_lite_whisper import LiteWhisperEncoder
+from ..padding_lite_whisper import NUM_DIRECTIONS, PaddingStates, followed_by_padding
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM prints what is logged below its own name
 
@@ -139,7 +140,7 @@ class EncoderLayer(WhisperEncoderLayer):
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, coefficients: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As in Whisper; with `coefficients` as in `LiteWhisperEncoderLayer.with_padding`."""
+        """As in Whisper; with `coefficients` as in `layer_with_padding`."""
         if coefficients is None:
             return super().forward(hidden_states, *args)
         attention, x = self.self_attn, self.self_attn_layer_norm(hidden_states)
@@ -149,7 +150,7 @@ class EncoderLayer(WhisperEncoderLayer):
         heads = (of.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for of in rows)
         mixed = F.scaled_dot_product_attention(*heads, bias)  # type: ignore[call-arg]
         hidden_states = hidden_states + attention.out_proj(mixed.transpose(1, 2).flatten(2))[0]
-        return within_range(hidden_states + self.mlp(self.final_layer_norm(hidden_states)))
+        return clamp_to_float16(hidden_states + self.mlp(self.final_layer_norm(hidden_states)))
 
 
 class Encoder(WhisperEncoder):
@@ -209,7 +210,7 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             config.encoder_layers = encoder_layers
         self.model.encoder, encoder.config = encoder, config
         known = config.constant_padding and config.constant_padding["enabled"]
-        encoder.padding_states = PaddingStates(config, DIRECTIONS) if known else None
+        encoder.padding_states = PaddingStates(config, NUM_DIRECTIONS) if known else None
         self.factors: set[str] = set()
         self.dense: set[str] = set()
         for index, ranks in enumerate(config.low_rank_config or [{}] * encoder_layers):

@@ -4,7 +4,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from ..common.processes import all_reduce, shard
-from ..modeling_lite_whisper import end_of_sound
+from ..padding_lite_whisper import end_of_sound
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from accelerate.utils import tqdm
 
 from ..common.errors import InputError
 from ..common.processes import all_gather, all_reduce, global_index
-from ..inference_lite_whisper import DIRECTIONS, LOUDEST_FLOOR, PaddingStates
-from ..modeling_lite_whisper import LEAST_FILLED, LiteWhisperForConditionalGeneration, end_of_sound
+from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
+from ..padding_lite_whisper import HIGHEST_FLOOR, MIN_FILLED, NUM_DIRECTIONS, PaddingStates, end_of_sound
 
 MARGIN = 48  # positions after the end of the sound; chosen on calibration clips, see the page on the method
 RANK = 65  # of which one is zero; chosen likewise
@@ -128,24 +128,24 @@ def predictive_directions(near: torch.Tensor, far: torch.Tensor) -> torch.Tensor
         far (`torch.Tensor` of shape `(clips, d_model)`): what they tell.
 
     Returns:
-        `torch.Tensor` of shape `(d_model, DIRECTIONS)`; what they give for `near` has unit variance, or is zero.
+        `torch.Tensor` of shape `(d_model, NUM_DIRECTIONS)`; what they give for `near` has unit variance, or is zero.
     """
     near, far = near.double(), far.double()
     covariance = near.t() @ near
     damping = (DAMPING * covariance.diagonal().mean()).clamp(min=1e-12)
     coefficients = torch.linalg.solve(covariance + damping * torch.eye(len(covariance)).to(covariance), near.t() @ far)
-    right = torch.linalg.svd(near @ coefficients, full_matrices=False).Vh[:DIRECTIONS]
+    right = torch.linalg.svd(near @ coefficients, full_matrices=False).Vh[:NUM_DIRECTIONS]
     directions = coefficients @ right.t()
     spread = (near @ directions).square().mean(dim=0).sqrt()
     directions = torch.where(spread > 1e-6 * spread.max(), directions / spread, 0)
-    return torch.nn.functional.pad(directions, (0, DIRECTIONS - directions.shape[1])).float()
+    return torch.nn.functional.pad(directions, (0, NUM_DIRECTIONS - directions.shape[1])).float()
 
 
 def padded_clips(features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """
     Cuts each window to a clip of another length and loudness, as if it had been recorded so.
 
-    Lengths are distributed evenly on a logarithmic scale, from that of `LEAST_FILLED` to the end of the sound or a few
+    Lengths are distributed evenly on a logarithmic scale, from that of `MIN_FILLED` to the end of the sound or a few
     frames before that of the window; loudness evenly over what a signal in [-1, 1] can have. A gain adds to all of a
     log-mel; its floor is 2 (8 in log10) below its highest value, but not below -1.5.
 
@@ -157,13 +157,13 @@ def padded_clips(features: torch.Tensor, generator: torch.Generator) -> torch.Te
         `torch.Tensor` of the same shape.
     """
     clips = features.clone()
-    least, whole = round(LEAST_FILLED * features.shape[-1]), features.shape[-1]
+    least, whole = round(MIN_FILLED * features.shape[-1]), features.shape[-1]
     ends, _ = end_of_sound(clips)
     for clip, end in zip(clips, ends.tolist(), strict=True):
         longest = max(min(end, round(0.95 * whole)), least + 1)
         share, loudness = torch.rand(2, generator=generator).tolist()
         length = round(least * (longest / least) ** share)
-        floor = QUIETEST_FLOOR + (LOUDEST_FLOOR - QUIETEST_FLOOR) * loudness
+        floor = QUIETEST_FLOOR + (HIGHEST_FLOOR - QUIETEST_FLOOR) * loudness
         clip += floor - (clip[:, :length].amax() - 2)
         clip.clamp_(min=floor)
         clip[:, length:] = floor
@@ -189,7 +189,7 @@ def fit_padding(
     by how far the last positions that are computed are from what was foretold of them.
 
     Time: two forward passes of the encoder for each of at least `CLIPS` clips. Memory: for each layer three numbers of
-    d_model at each position, in float32 (0.8 GB for large-v3), and `DIRECTIONS` of them for the output. Several
+    d_model at each position, in float32 (0.8 GB for large-v3), and `NUM_DIRECTIONS` of them for the output. Several
     processes share the batches, and all get the same.
 
     Args:
@@ -223,7 +223,7 @@ def fit_padding(
     deviations = [_deviations(predicted, *of_clip) for of_clip in means]
     near, far = zip(*all_gather([(last.cpu(), following.cpu()) for last, following in deviations]), strict=True)
     directions = predictive_directions(torch.stack(near), torch.stack(far)).to(device)
-    rest = PaddingSums.zeros(positions, DIRECTIONS, config.d_model, device)
+    rest = PaddingSums.zeros(positions, NUM_DIRECTIONS, config.d_model, device)
     for (clip, states), (deviation, _) in zip(_states_of_clips(model, clips, seed), deviations, strict=True):
         unexplained = states[-1].float() - torch.einsum("k,tkd->td", clip.coefficients, predicted)
         rest.update(unexplained, deviation @ directions, clip.positions)

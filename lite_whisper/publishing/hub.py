@@ -29,6 +29,7 @@ UPLOADED = (
     "inference_*.py",
     "kernels_*.py",
     "modeling_*.py",
+    "padding_*.py",
     "ranks.png",
     COMPRESSION,
     EVALUATION,

@@ -1,7 +1,7 @@
 """
-Writes compressed miniatures for the tests here: python build_models.py FOLDER
+Writes compressed miniatures for these tests: python build_models.py FOLDER
 
-Both are of low rank; one knows its padding.
+One of the two has padding tables.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Models and audio for the tests that run under both major versions of transformers, with remote code alone."""
+"""Models and audio for the tests that use remote code only, under both major versions of transformers."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import soundfile
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "build/compatibility"
 DIGITS = ROOT / "examples/digits"
-# Of each process its own: one could read a module that another is about to write.
+# One cache per process, as a process could read a module while another writes it.
 os.environ["HF_MODULES_CACHE"] = str(ROOT / "build/modules" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 
 

@@ -1,4 +1,4 @@
-"""What people do with a Whisper besides transcribing: offloading, pickling, compiling, resizing, looking inside."""
+"""Offloading, pickling, compiling and resizing models, and reading their hidden states."""
 
 import copy
 import os
@@ -18,7 +18,7 @@ START = torch.tensor([[292, 293, 394, 398]])
 
 @pytest.fixture
 def lite(models):
-    """A compressed miniature that may be changed."""
+    """A compressed miniature that tests may modify."""
     return AutoModelForSpeechSeq2Seq.from_pretrained(models / "compressed", trust_remote_code=True).eval()
 
 
@@ -54,7 +54,7 @@ def test_copies(lite, features, copied) -> None:
     assert twin.config.to_dict() == lite.config.to_dict() and twin.config.model_type == lite.config.model_type
 
 
-def test_inference_mode(models, lite, features) -> None:
+def test_optimised_inference(models, lite, features) -> None:
     plain = logits(lite, features)
     processor = WhisperProcessor.from_pretrained(models / "compressed")
     arguments = {"language": "en", "task": "transcribe", "num_beams": 1}
@@ -131,7 +131,7 @@ assert "lite_whisper" not in sys.modules
 
 
 def test_pipeline_in_a_fresh_process(models, lite, tmp_path) -> None:
-    """Remote code alone, with an empty cache, on a file of many windows; the same as stock Whisper here."""
+    """A file of many windows, with remote code only and an empty cache, gives the text of stock Whisper."""
     file = DIGITS / "longform/longform_000.flac"
     result = subprocess.run(
         [sys.executable, "-c", FRESH, str(models / "compressed"), str(file)],
@@ -167,12 +167,12 @@ for load in (
     except ValueError as error:
         assert "trust_remote_code=True" in str(error), error
     else:
-        raise SystemExit(f"{load} ran remote code unasked")
+        raise SystemExit(f"{load} ran remote code without permission")
 assert not any("modeling_lite_whisper" in name for name in sys.modules)
 """
 
 
-def test_remote_code_is_refused_unless_asked_for(models, tmp_path) -> None:
+def test_remote_code_requires_permission(models, tmp_path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", REFUSED, str(models / "compressed")],
         env=os.environ | {"HF_HOME": str(tmp_path / "cache")},

@@ -1,8 +1,8 @@
 """
-Every way of using Whisper gives with a LiteWhisper what it gives with the stock Whisper that `to_whisper` returns.
+Every mode of transcription gives the same result with LiteWhisper and the stock Whisper from `to_whisper`.
 
-Where padding is taken for constant, the stock Whisper is given the outputs of the LiteWhisper's encoder.
-Only remote code is used: nothing here imports the package, which is not even installed beside transformers 4.57.
+With constant padding, the stock Whisper uses the outputs of the LiteWhisper encoder.
+The tests use remote code only: the package is not imported, and not installed beside transformers 4.57.
 """
 
 import copy
@@ -89,9 +89,9 @@ GENERATE_MODES = {
 
 
 def with_encoder_of(stock, lite):
-    """The stock Whisper with the outputs of the other's encoder in the place of its own."""
+    """Replaces the encoder outputs of the stock Whisper by those of the LiteWhisper."""
     encoder = copy.deepcopy(lite).get_encoder()
-    encoder.config._attn_implementation = "eager"  # as generate() sets it where it asks for weights of attention
+    encoder.config._attn_implementation = "eager"  # as generate() sets it to get attention weights
 
     def replaced(module, args, kwargs, output):
         return encoder(*args, **kwargs)
@@ -102,7 +102,7 @@ def with_encoder_of(stock, lite):
 
 @pytest.fixture(scope="module", params=["compressed", "padded"])
 def pair(request, models):
-    """A LiteWhisper, the stock Whisper that it turns into, and their processor."""
+    """A LiteWhisper, the stock Whisper it converts to, and their processor."""
     folder = models / request.param
     lite = AutoModelForSpeechSeq2Seq.from_pretrained(folder, trust_remote_code=True).eval()
     assert type(lite).__module__.startswith("transformers_modules") and "lite_whisper" not in sys.modules
@@ -114,7 +114,7 @@ def pair(request, models):
 
 
 def outcome(call):
-    """What a call returns, or the kind of error it ends in; random numbers start from the same seed."""
+    """The result or the error of a call, with a fixed random seed."""
     torch.manual_seed(0)
     try:
         return call()
@@ -123,7 +123,7 @@ def outcome(call):
 
 
 def assert_same(ours, stock, where: str = "result") -> None:
-    """Compares nested results; floating-point numbers to rounding, all else exactly."""
+    """Compares nested results: floating-point numbers with a tolerance, everything else exactly."""
     if isinstance(stock, dict):
         assert ours.keys() == stock.keys(), where
         for key in stock:
@@ -142,8 +142,8 @@ def assert_same(ours, stock, where: str = "result") -> None:
         assert ours == stock, where
 
 
-def falls_back_otherwise(mode: str, lite) -> bool:
-    """With constant padding all positions come before the next temperature, see tests/models/test_second_try.py."""
+def falls_back_differently(mode: str, lite) -> bool:
+    """With constant padding, the first fallback computes all positions, see tests/models/test_fallback.py."""
     return "fallback" in mode and bool(lite.config.constant_padding)
 
 
@@ -169,7 +169,7 @@ def test_pipeline(mode: str, pair, short, long) -> None:
         generate_kwargs = arguments_for(generate_arguments, processor)
         given = [clip.copy() for clip in audio] if isinstance(audio, list) else audio.copy()
         results.append(outcome(lambda: recognizer(given, generate_kwargs=generate_kwargs, **pipeline_arguments)))  # noqa: B023
-    if not falls_back_otherwise(mode, models[0]):
+    if not falls_back_differently(mode, models[0]):
         assert_same(*results)
     assert not isinstance(results[0], tuple), f"both fail: {results[0]}"
 
@@ -187,14 +187,14 @@ def test_generate(mode: str, pair, short, long) -> None:
         outcome(lambda: model.generate(**features, **arguments_for(generate_arguments, processor)))  # noqa: B023
         for model in models
     ]
-    if not falls_back_otherwise(mode, models[0]):
+    if not falls_back_differently(mode, models[0]):
         assert_same(*results)
     assert not isinstance(results[0], tuple), f"both fail: {results[0]}"
 
 
 @pytest.mark.parametrize("roles", ["lite assists", "lite is assisted"])
 def test_assistant(roles: str, pair, short) -> None:
-    """Speculative decoding gives the tokens of the main model, whoever assists."""
+    """Speculative decoding gives the tokens of the main model with either assistant."""
     lite, stock, processor = pair
     main, assistant = (stock, lite) if roles == "lite assists" else (lite, stock)
     features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt")
@@ -215,7 +215,7 @@ def test_streaming(pair, short) -> None:
     assert texts[0] == texts[1] and len(texts[0]) > 3
 
 
-def test_padding_is_taken_for_constant(pair, short) -> None:
+def test_constant_padding_computes_fewer_positions(pair, short) -> None:
     lite, _, processor = pair
     features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt").input_features
     seen = []
@@ -229,7 +229,7 @@ def test_padding_is_taken_for_constant(pair, short) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype, pair, short) -> None:
-    """As close to fp32 as the stock Whisper is, with and without the inference mode."""
+    """As close to float32 as stock Whisper, with plain and optimised layers."""
     lite, stock, processor = pair
     features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt").input_features
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_detected_language(pair, short) -> None:
 
 
 def test_prompt_reaches_the_decoder_once(pair, short, monkeypatch) -> None:
-    """Any other model type than Whisper's would get a second start token before a prompt, and say nothing."""
+    """With any model type other than Whisper's, a second start token would silently precede the prompt."""
     lite, _, processor = pair
     prompt = processor.get_prompt_ids(" seven eight", return_tensors="pt")
     features = processor.feature_extractor(short[1], sampling_rate=16_000, return_tensors="pt")
@@ -278,7 +278,7 @@ def test_prompt_reaches_the_decoder_once(pair, short, monkeypatch) -> None:
 
 
 def test_pipeline_by_folder_alone(pair, models, request, short) -> None:
-    """As users call it: the folder, trust_remote_code and nothing else."""
+    """The usual call: a folder and trust_remote_code."""
     lite, _, processor = pair
     folder = models / request.node.callspec.params["pair"]
     recognizer = pipeline("automatic-speech-recognition", model=str(folder), trust_remote_code=True)

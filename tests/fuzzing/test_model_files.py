@@ -1,4 +1,4 @@
-"""Model folders with damaged files: an error that says so, or the weights that the file holds; nothing in between."""
+"""Model folders with damaged files either load exactly the weights in the file or raise a clear error."""
 
 import json
 import math
@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration, convert
+from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+from lite_whisper.cli import merge as merge_command
 from lite_whisper.common.errors import InputError
-from lite_whisper.configuration_lite_whisper import MOST_LAYERS, PROJECTIONS, SIZES
+from lite_whisper.configuration_lite_whisper import MAX_LAYERS, PROJECTIONS, SIZES
 from lite_whisper.models.folders import load_base_model, load_compressed_model, load_model
 
 MINIATURE = Path(__file__).parents[2] / "examples/whisper-digits"
 RANKS = [{"q_proj": 4, "k_proj": 4, "fc1": 16, "fc2": 8}, {"v_proj": 8, "out_proj": 16}]
 TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
 SMALL = dict(zip(SIZES, (16, 2, 2, 32, 1, 2, 32, 10, 8, 8, 20), strict=True))
-FACTOR = "model.encoder.layers.0.fc1.weight1"  # shape (16, 16), so that it fits transposed
+FACTOR = "model.encoder.layers.0.fc1.weight1"  # shape (16, 16), so that its transpose fits too
 TIED = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
-# Of those that transformers adds to every configuration.
+# A selection of those that transformers adds to every configuration.
 OTHER_SETTINGS = ("_attn_implementation", "dtype", "id2label", "is_decoder", "label2id", "num_labels", "torch_dtype")
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -55,7 +56,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def damaged(folders: dict[str, Path], kind: str, **files: bytes) -> Path:
-    """A copy of a folder with other contents in some of its files, named without their suffix."""
+    """Copies a folder and replaces the contents of some files, given by name without suffix."""
     folder = folders[kind].with_name(f"damaged-{kind}")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(folders[kind], folder)
@@ -65,7 +66,7 @@ def damaged(folders: dict[str, Path], kind: str, **files: bytes) -> Path:
 
 
 def check(folder: Path) -> bool:
-    """Loads a folder in every way and sees to it that it is whole; returns whether there was a model."""
+    """Loads a folder in every way and checks that its weights are complete; returns whether it could be loaded."""
     loaded = []
     for load in (load_compressed_model, load_base_model):
         try:
@@ -98,37 +99,37 @@ def check(folder: Path) -> bool:
 kinds = st.sampled_from(["lite", "lite", "stock"])
 
 
-def changed(draw: Any, config: dict[str, Any]) -> None:
-    """Changes one thing."""
+def change_setting(draw: Any, config: dict[str, Any]) -> None:
+    """Makes one random change to a configuration."""
     ranks = config.get("low_rank_config")
-    whole = isinstance(ranks, list) and ranks and all(isinstance(of_layer, dict) for of_layer in ranks)
-    what = draw(st.sampled_from(["set", "drop", "size", "other", *(["rank", "layers"] if whole else [])]))
-    if what == "drop" and config:
+    valid = isinstance(ranks, list) and ranks and all(isinstance(layer, dict) for layer in ranks)
+    kind = draw(st.sampled_from(["set", "drop", "size", "other", *(["rank", "layers"] if valid else [])]))
+    if kind == "drop" and config:
         del config[draw(st.sampled_from(sorted(config)))]
-    elif what == "set" and config:
+    elif kind == "set" and config:
         config[draw(st.sampled_from(sorted(config)))] = draw(values)
-    elif what == "size":
+    elif kind == "size":
         config[draw(st.sampled_from(SIZES))] = draw(values)
-    elif what == "other":
+    elif kind == "other":
         config[draw(st.sampled_from(OTHER_SETTINGS) | st.text(max_size=9))] = draw(values)
-    elif what == "rank":
-        of_layer = draw(st.sampled_from(ranks))
-        of_layer[draw(st.sampled_from(PROJECTIONS) | st.text(max_size=9))] = draw(values)
-    elif what == "layers":
+    elif kind == "rank":
+        layer = draw(st.sampled_from(ranks))
+        layer[draw(st.sampled_from(PROJECTIONS) | st.text(max_size=9))] = draw(values)
+    elif kind == "layers":
         config["low_rank_config"] = draw(st.lists(st.sampled_from([*ranks, {}]), max_size=4))
 
 
 @given(kind=kinds, data=st.data())
-def test_settings_that_make_no_sense(kind: str, data: st.DataObject, folders: dict[str, Path]) -> None:
+def test_invalid_settings(kind: str, data: st.DataObject, folders: dict[str, Path]) -> None:
     config = json.loads((folders[kind] / "config.json").read_text())
     for _ in range(data.draw(st.integers(1, 3))):
-        changed(data.draw, config)
+        change_setting(data.draw, config)
     check(damaged(folders, kind, config=json.dumps(config).encode()))
 
 
 @st.composite
 def broken(draw: Any, content: bytes, within: int) -> bytes:
-    """The contents of a file, cut off or with other bytes somewhere near its beginning."""
+    """Truncates contents, or replaces bytes within the first `within`."""
     start = draw(st.integers(0, min(within, len(content))))
     if draw(st.booleans()):
         return content[:start]
@@ -136,7 +137,7 @@ def broken(draw: Any, content: bytes, within: int) -> bytes:
 
 
 @given(kind=kinds, name=st.sampled_from(["config", "generation_config"]), data=st.data())
-def test_json_that_is_none(kind: str, name: str, data: st.DataObject, folders: dict[str, Path]) -> None:
+def test_broken_json(kind: str, name: str, data: st.DataObject, folders: dict[str, Path]) -> None:
     content = (folders[kind] / f"{name}.json").read_bytes()
     check(damaged(folders, kind, **{name: data.draw(broken(content, len(content)))}))
 
@@ -149,14 +150,14 @@ DEEP = b"[" * 100_000
     [
         ({"low_rank_config": [{"fc1": 10**9}, {}]}, "rank 1000000000 of layer 0 fc1 exceeds"),
         ({"low_rank_config": [{"fc1": 2**80}, {}]}, "exceeds"),
-        ({"low_rank_config": 7}, "no list of dicts"),
-        ({"low_rank_config": {"fc1": 8}}, "no list of dicts"),
-        ({"low_rank_config": [8, 8]}, "no list of dicts"),
+        ({"low_rank_config": 7}, "must be a list of dicts"),
+        ({"low_rank_config": {"fc1": 8}}, "must be a list of dicts"),
+        ({"low_rank_config": [8, 8]}, "must be a list of dicts"),
         ({"low_rank_config": None}, "weights are missing"),
         ({"low_rank_config": [{}, {}]}, "weights are missing"),
-        ({"decoder_layers": 10**9}, f"more than {MOST_LAYERS}"),
+        ({"decoder_layers": 10**9}, f"more than {MAX_LAYERS}"),
         ({"decoder_layers": 2}, "weights are missing"),
-        ({"encoder_layers": 10**9, "low_rank_config": None}, f"more than {MOST_LAYERS}"),
+        ({"encoder_layers": 10**9, "low_rank_config": None}, f"more than {MAX_LAYERS}"),
         ({"encoder_attention_heads": -2}, "encoder_attention_heads is -2"),
         ({"vocab_size": 10**12}, "damaged"),
         ({"d_model": 10**12}, "damaged"),
@@ -170,7 +171,7 @@ DEEP = b"[" * 100_000
         (b"\xff\xfe", "not a valid JSON"),
     ],
 )
-def test_what_would_take_all_memory_or_time(config: Any, message: str, folders: dict[str, Path]) -> None:
+def test_sizes_that_would_exhaust_memory_or_time(config: Any, message: str, folders: dict[str, Path]) -> None:
     whole = json.loads((folders["lite"] / "config.json").read_text())
     content = config if isinstance(config, bytes) else json.dumps(whole | config).encode()
     folder = damaged(folders, "lite", config=content)
@@ -195,46 +196,46 @@ def exchange(tensors: dict[str, torch.Tensor], draw: Any) -> None:
 
 def rename(tensors: dict[str, torch.Tensor], draw: Any) -> None:
     tensors[draw(st.sampled_from([*tensors, "proj_out.weight"]) | st.text(max_size=9))] = tensors.pop(
-        one(tensors, draw)
+        any_name(tensors, draw)
     )
 
 
-def one(tensors: dict[str, torch.Tensor], draw: Any) -> str:
-    """The name of one that is there."""
+def any_name(tensors: dict[str, torch.Tensor], draw: Any) -> str:
+    """The name of one of the tensors."""
     return draw(st.sampled_from(sorted(tensors)))
 
 
 def reshape(tensors: dict[str, torch.Tensor], draw: Any) -> None:
-    name = one(tensors, draw)
+    name = any_name(tensors, draw)
     shape = draw(st.sampled_from([(-1,), (1, -1), tensors[name].shape[::-1]]))
     tensors[name] = tensors[name].reshape(shape)
 
 
 def resize(tensors: dict[str, torch.Tensor], draw: Any) -> None:
-    name = one(tensors, draw)
+    name = any_name(tensors, draw)
     shape = [draw(st.sampled_from([size, size + 1, max(size - 1, 0), 0])) for size in tensors[name].shape]
     tensors[name] = torch.full(shape, 0.5).to(tensors[name])
 
 
 def retype(tensors: dict[str, torch.Tensor], draw: Any) -> None:
-    name = one(tensors, draw)
+    name = any_name(tensors, draw)
     dtypes = (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.int64, torch.bool)
     tensors[name] = tensors[name].to(draw(st.sampled_from(dtypes)))
 
 
 def poison(tensors: dict[str, torch.Tensor], draw: Any) -> None:
-    name = one(tensors, draw)
+    name = any_name(tensors, draw)
     if tensors[name].is_floating_point() and tensors[name].numel():
         tensors[name] = tensors[name].clone()
         tensors[name].flatten()[-1] = draw(st.sampled_from([math.nan, math.inf]))
 
 
 def drop(tensors: dict[str, torch.Tensor], draw: Any) -> None:
-    del tensors[one(tensors, draw)]
+    del tensors[any_name(tensors, draw)]
 
 
 def write_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
-    """The file that holds them."""
+    """Serialises tensors to a safetensors file."""
     return save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
 
 
@@ -263,7 +264,7 @@ def test_other_tensors(kind: str, changes: list[Callable], data: st.DataObject, 
         (lambda tensors: tensors.update({"model.more": tensors[FACTOR]}), "model.more"),
     ],
 )
-def test_weights_that_are_not_those_of_the_model(change: Callable, message: str, folders: dict[str, Path]) -> None:
+def test_weights_that_do_not_fit_the_model(change: Callable, message: str, folders: dict[str, Path]) -> None:
     tensors = load_file(folders["lite"] / "model.safetensors")
     change(tensors)
     with pytest.raises(InputError, match=message):
@@ -277,25 +278,25 @@ def test_a_missing_weight_of_a_stock_whisper(folders: dict[str, Path]) -> None:
         load_base_model(str(damaged(folders, "stock", model=write_tensors(tensors))))
 
 
-def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the data of a file of safetensors."""
+def split_file(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Splits a safetensors file into header and data."""
     length = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 @pytest.mark.slow
 @given(kind=kinds, data=st.data())
-def test_headers_that_lie(kind: str, data: st.DataObject, folders: dict[str, Path]) -> None:
-    header, tensors = parts((folders[kind] / "model.safetensors").read_bytes())
+def test_wrong_headers(kind: str, data: st.DataObject, folders: dict[str, Path]) -> None:
+    header, tensors = split_file((folders[kind] / "model.safetensors").read_bytes())
     entry = header[data.draw(st.sampled_from(sorted(header)))]
     field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "format"]))
     offsets = st.integers(-9, len(tensors) + 9) | st.sampled_from([2**31, 2**63, 2**64 - 1, 2**64])
     dtypes = st.sampled_from(["F16", "F64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "X"])
     entry[field] = data.draw(st.lists(offsets, min_size=1, max_size=3) | dtypes | values)
     text = json.dumps(header).encode()
-    real = struct.pack("<Q", len(text))
+    valid = struct.pack("<Q", len(text))
     lengths = st.sampled_from([0, 1, len(text) - 1, len(text) + 1, 2**31, 2**32, 2**63, 2**64 - 1])
-    length = data.draw(st.just(real) | lengths.map(lambda number: struct.pack("<Q", number)))
+    length = data.draw(st.just(valid) | lengths.map(lambda number: struct.pack("<Q", number)))
     check(damaged(folders, kind, model=length + text + tensors))
 
 
@@ -309,7 +310,7 @@ def test_broken_bytes_of_weights(kind: str, data: st.DataObject, folders: dict[s
 
 
 @given(data=st.data())
-def test_an_index_of_shards_that_lies(data: st.DataObject, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_wrong_shard_indexes(data: st.DataObject, folders: dict[str, Path], tmp_path: Path) -> None:
     model = LiteWhisperForConditionalGeneration.from_pretrained(folders["lite"])
     folder = folders["lite"].with_name("shards")
     shutil.rmtree(folder, ignore_errors=True)
@@ -333,8 +334,8 @@ def test_an_index_of_shards_that_lies(data: st.DataObject, folders: dict[str, Pa
         assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
 
 
-def test_a_whole_folder_is_loaded(folders: dict[str, Path]) -> None:
-    """Otherwise all the others would pass without a model."""
+def test_an_undamaged_folder_is_loaded(folders: dict[str, Path]) -> None:
+    """Without this, all other tests could pass without loading any model."""
     assert check(folders["lite"]) and check(folders["stock"])
 
 
@@ -353,12 +354,12 @@ def test_broken_files_of_a_processor(content: bytes, tmp_path: Path) -> None:
                 assert str(error)
 
 
-def test_commands_say_it_in_one_line(folders: dict[str, Path], tmp_path: Path, capsys) -> None:
+def test_commands_report_damage_in_one_line(folders: dict[str, Path], tmp_path: Path, capsys) -> None:
     tensors = load_file(folders["lite"] / "model.safetensors")
     del tensors[FACTOR]
     folder = damaged(folders, "lite", model=write_tensors(tensors))
     capsys.readouterr()
-    assert convert.main(["--merge", str(folder), "--output", str(tmp_path / "output")]) == 1
+    assert merge_command.main([str(folder), "--output", str(tmp_path / "output")]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and str(folder) in errors[0] and FACTOR in errors[0]
     assert not (tmp_path / "output").exists()

@@ -1,4 +1,4 @@
-"""The marks that tests of transformers have."""
+"""Markers used by the tests of transformers."""
 
 import pytest
 

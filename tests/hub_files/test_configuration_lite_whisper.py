@@ -33,15 +33,15 @@ def test_validation(low_rank_config, message) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"low_rank_config": {"fc1": 8}}, "no list of dicts"),
-        ({"low_rank_config": [8, 8]}, "no list of dicts"),
-        ({"low_rank_config": 8}, "no list of dicts"),
+        ({"low_rank_config": {"fc1": 8}}, "must be a list of dicts"),
+        ({"low_rank_config": [8, 8]}, "must be a list of dicts"),
+        ({"low_rank_config": 8}, "must be a list of dicts"),
         ({"encoder_attention_heads": -2}, "encoder_attention_heads is -2, not a positive integer"),
         ({"decoder_layers": 10**9}, "decoder_layers is 1000000000"),
         ({"num_labels": 10**9}, "num_labels is 1000000000"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message) -> None:
+def test_invalid_settings_are_rejected(settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         LiteWhisperConfig(**{**SIZES, **settings})
 
@@ -71,7 +71,7 @@ def test_without_ranks_it_is_whisper() -> None:
 
 
 def test_code_in_another_repository_is_kept_while_loading_and_replaced_when_saving() -> None:
-    """A repository may name another one's code; what is saved has its code beside it."""
+    """A repository may refer to the code of another; a saved model has its code in its own folder."""
     config = LiteWhisperConfig(auto_map={"AutoModel": "org/name--modeling_lite_whisper.X"}, **SIZES)
     assert config.auto_map["AutoModel"] == "org/name--modeling_lite_whisper.X"
     assert "--" not in json.dumps(config.to_dict()["auto_map"])

@@ -1,4 +1,4 @@
-"""The inference mode against stock Whisper with the factors multiplied out, and against the plain layers."""
+"""Optimised inference against stock Whisper with merged factors, and against the plain layers."""
 
 import copy
 import itertools
@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lite_whisper.inference_lite_whisper as inference
 import lite_whisper.kernels_lite_whisper as kernels
-import lite_whisper.modeling_lite_whisper as modeling
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.lowrank.compression import compress
 from lite_whisper.training.linear_pairs import to_linear_pairs
@@ -27,13 +26,13 @@ from lite_whisper.training.lora import low_rank_lora
 
 @pytest.fixture(autouse=True)
 def no_pair_is_slower(monkeypatch) -> None:
-    """At these sizes most would be, and be multiplied out."""
-    monkeypatch.setattr(modeling, "break_even_ranks", lambda shapes, *_: {(i, o): math.inf for i, _, o in shapes})
+    """At these sizes most pairs would be slower, and merged."""
+    monkeypatch.setattr(inference, "break_even_ranks", lambda shapes, *_: {(i, o): math.inf for i, _, o in shapes})
 
 
 @pytest.fixture
 def inference_calls(monkeypatch) -> list[nn.Module]:
-    """The layers that computed in the inference mode, in order."""
+    """The layers that ran optimised, in order."""
     calls = []
     forward = inference.InferenceLayer.forward
 
@@ -46,7 +45,7 @@ def inference_calls(monkeypatch) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_outputs_are_those_of_stock_whisper(name: str, inference_calls) -> None:
+def test_outputs_match_stock_whisper(name: str, inference_calls) -> None:
     ranks, reduction = LAYERS[name]
     model = random_model(ranks)
     expected, plain = encoded(model.to_whisper()), encoded(model)
@@ -55,13 +54,13 @@ def test_outputs_are_those_of_stock_whisper(name: str, inference_calls) -> None:
     actual = encoded(model)
     assert len(inference_calls) == 1
     assert close(actual, expected)
-    # Another order of operations shows in the last bits; without it they depend on the processor's kernels.
+    # Another order of operations changes the last bits; with the same order, they depend on the kernels.
     assert not torch.equal(actual, plain) or not any(reduction[:2])
 
 
 @pytest.fixture
 def onednn(monkeypatch) -> Iterator[Callable[[Any], None]]:
-    """Puts something else in the place of torch's private operation, or nothing, on any processor."""
+    """Replaces or removes torch's private operation, on any processor."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
@@ -74,10 +73,10 @@ def onednn(monkeypatch) -> Iterator[Callable[[Any], None]]:
     kernels._has_onednn.cache_clear()
 
 
-def computed(x, weight, bias, after, scalars, algorithm) -> torch.Tensor:
-    """What torch's private operation computes today."""
+def computed(x, weight, bias, activation, *_) -> torch.Tensor:
+    """Computes what torch's private operation does today."""
     y = nn.functional.linear(x, weight, bias)
-    return nn.functional.gelu(y) if after == "gelu" else y
+    return nn.functional.gelu(y) if activation == "gelu" else y
 
 
 def raising(error: Exception) -> Callable[..., torch.Tensor]:
@@ -89,15 +88,15 @@ def raising(error: Exception) -> Callable[..., torch.Tensor]:
 
 UNUSABLE = {
     "missing": None,
-    "of another signature": lambda x, weight, bias: computed(x, weight, bias, "none", [], "none"),
-    "refusing": raising(RuntimeError("Fusion behavior undefined.")),
-    "of another meaning": lambda x, weight, bias, *_: computed(x, weight, bias, "none", [], "none"),
-    "of another shape": lambda *arguments: computed(*arguments)[0, 0],
+    "with another signature": lambda x, weight, bias: computed(x, weight, bias, "none"),
+    "raising": raising(RuntimeError("Fusion behavior undefined.")),
+    "without the activation": lambda x, weight, bias, *_: computed(x, weight, bias, "none"),
+    "with another shape": lambda *arguments: computed(*arguments)[0, 0],
 }
 
 
 @pytest.mark.parametrize("operation", UNUSABLE.values(), ids=UNUSABLE)
-def test_without_the_private_operation_of_torch_the_public_one_computes(operation, onednn, inference_calls) -> None:
+def test_falls_back_to_the_public_operation_of_torch(operation, onednn, inference_calls) -> None:
     onednn(operation)
     model = every_layer()
     expected = encoded(model.to_whisper())
@@ -107,22 +106,22 @@ def test_without_the_private_operation_of_torch_the_public_one_computes(operatio
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no primitive"), TypeError("no such argument")])
-def test_a_product_that_the_private_operation_refuses_is_computed_by_the_public_one(error, onednn) -> None:
-    refused = []
+def test_falls_back_when_the_private_operation_rejects_a_product(error, onednn) -> None:
+    rejected = []
 
     def operation(x, *rest):
-        if x.shape[-1] > 3:  # takes the three numbers that it is tried with
-            refused.append(x.shape)
+        if x.shape[-1] > 3:  # accepts the three numbers of the trial product
+            rejected.append(x.shape)
             raise error
         return computed(x, *rest)
 
     onednn(operation)
     model = every_layer().optimize_for_inference()
     assert close(encoded(model), encoded(model.to_whisper()))
-    assert kernels._has_onednn() and refused
+    assert kernels._has_onednn() and rejected
 
 
-def test_the_private_operation_is_used_where_it_computes(onednn) -> None:
+def test_the_private_operation_is_used_if_it_works(onednn) -> None:
     calls = []
 
     def operation(x, *rest):
@@ -135,7 +134,7 @@ def test_the_private_operation_is_used_where_it_computes(onednn) -> None:
 
 
 @pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
-def test_pairs_that_are_slower_are_multiplied_out(projection: str, monkeypatch) -> None:
+def test_slower_pairs_are_merged(projection: str, monkeypatch) -> None:
     model = random_model({"q_proj": 21, "k_proj": 22, "v_proj": 23, "out_proj": 24, "fc1": 25, "fc2": 26})
     pair = inference.projections(model.model.encoder.layers[0])[projection]
     expected, shape = encoded(model.to_whisper()), (pair.in_features, pair.out_features)
@@ -143,16 +142,16 @@ def test_pairs_that_are_slower_are_multiplied_out(projection: str, monkeypatch) 
     def break_even(shapes, *_):
         return {(i, o): pair.rank if (i, o) == shape else math.inf for i, _, o in shapes}
 
-    monkeypatch.setattr(modeling, "break_even_ranks", break_even)
+    monkeypatch.setattr(inference, "break_even_ranks", break_even)
     model.optimize_for_inference()
     chain = model.model.encoder.layers[0].inference.products[projection].weights
     assert [weight.shape for weight in chain] == [shape]
     assert close(encoded(model), expected)
 
 
-def test_break_even_is_the_rank_from_which_a_pair_is_slower(monkeypatch) -> None:
+def test_break_even_rank(monkeypatch) -> None:
     class Timer:
-        """Counts multiply-adds, and charges a pair for being two products."""
+        """Counts multiply-adds, with a surcharge for pairs, which are two products."""
 
         def __init__(self, stmt: str, globals: dict, num_threads: int) -> None:
             self.weights, (self.x,) = globals["function"].weights, globals["arguments"]
@@ -174,7 +173,7 @@ def test_break_even_is_the_rank_from_which_a_pair_is_slower(monkeypatch) -> None
 @pytest.mark.parametrize("name", LAYERS)
 def test_fewest_multiply_adds(name: str, monkeypatch) -> None:
     ranks, reduction = LAYERS[name]
-    layer = random_model(ranks).double().model.encoder.layers[0]  # the counter does not know oneDNN's products in fp32
+    layer = random_model(ranks).double().model.encoder.layers[0]  # the counter does not know oneDNN's float32 products
     counted = {}
     key_rank, value_rank = ranks.get("k_proj", D_MODEL), ranks.get("v_proj", D_MODEL)
     for keys, values in itertools.product((False, key_rank <= 16), (False, value_rank <= 16)):
@@ -207,7 +206,7 @@ def test_float16_is_clamped_as_in_whisper() -> None:
     assert torch.allclose(encoded(model.optimize_for_inference()), plain, atol=2e-2)
 
 
-def test_nothing_is_saved_and_it_is_reversible(tmp_path) -> None:
+def test_saved_files_stay_the_same_and_it_is_reversible(tmp_path) -> None:
     model = every_layer()
     plain, state = encoded(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "plain")
@@ -260,7 +259,7 @@ def test_follows_the_weights(change: Callable[[nn.Module], None], inference_call
     assert close(actual, encoded(model.to_whisper()))
 
 
-def test_copies_are_their_own(inference_calls) -> None:
+def test_copies_are_independent(inference_calls) -> None:
     model = every_layer().optimize_for_inference()
     before = encoded(model)
     copied = copy.deepcopy(model)
@@ -271,7 +270,7 @@ def test_copies_are_their_own(inference_calls) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_are_those_of_the_plain_layers(training: bool) -> None:
+def test_gradients_match_the_plain_layers(training: bool) -> None:
     model, plain = every_layer().optimize_for_inference(), every_layer()
     for each in (model, plain):
         each.train(training).get_encoder()(features(each))[0].square().sum().backward()
@@ -296,24 +295,24 @@ def test_adapters(inference_calls) -> None:
     assert len(inference_calls) == len(LAYERS)
 
 
-def test_layers_that_became_others_compute_as_they_are(inference_calls) -> None:
+def test_replaced_layers_run_plain(inference_calls) -> None:
     model = every_layer()
     expected = encoded(model)
     model.optimize_for_inference()
     to_linear_pairs(model)
     assert close(encoded(model), expected)
     assert len(inference_calls) == 1  # the dense layer
-    model.to(torch.float64).float()  # does not try to derive anything from them
+    model.to(torch.float64).float()  # does not rebuild them
     assert close(encoded(model), expected)
 
 
-def test_offloaded_weights_are_refused() -> None:
+def test_offloaded_weights_are_rejected() -> None:
     model = random_model({"fc1": 8}).to("meta")
     with pytest.raises(ValueError, match="without offloading"):
         model.optimize_for_inference()
 
 
-def test_attentions_are_there_when_asked_for(inference_calls) -> None:
+def test_attention_weights_are_returned_on_request(inference_calls) -> None:
     model = every_layer().optimize_for_inference()
     model.set_attn_implementation("eager")
     with torch.no_grad():

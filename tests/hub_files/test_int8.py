@@ -1,4 +1,4 @@
-"""The inference mode in 8 bits against its definition, and against the model in fp32."""
+"""Int8 inference against its definition and against the float32 model."""
 
 import copy
 import math
@@ -10,23 +10,22 @@ from encoder_layers import LAYERS, close, encoded, every_layer, random_model
 
 import lite_whisper.inference_lite_whisper as inference
 import lite_whisper.kernels_lite_whisper as kernels
-import lite_whisper.modeling_lite_whisper as modeling
 
 
 @pytest.fixture(autouse=True)
 def no_pair_is_slower(monkeypatch) -> None:
-    monkeypatch.setattr(modeling, "break_even_ranks", lambda shapes, *_: {(i, o): math.inf for i, _, o in shapes})
+    monkeypatch.setattr(inference, "break_even_ranks", lambda shapes, *_: {(i, o): math.inf for i, _, o in shapes})
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["usual attention", "by heads"])
 def by_heads(monkeypatch, request) -> bool:
-    """Which attention is taken for the faster."""
-    monkeypatch.setattr(modeling, "by_heads_pays", lambda *_: request.param)
+    """Which attention counts as the faster one."""
+    monkeypatch.setattr(inference, "by_heads_is_faster", lambda *_: request.param)
     return request.param
 
 
 def rounded_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """x times a weight: 8 bits signed with a scale for each output, times 8 bits unsigned with one scale for all."""
+    """x in unsigned int8 with one scale, times a weight in signed int8 with one scale per output."""
     scales = np.abs(weight).max(axis=0) / 127
     low, high = min(x.min(), 0), max(x.max(), 0)
     step = (high - low) / 255
@@ -35,7 +34,7 @@ def rounded_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (codes @ np.rint(weight / scales)) * step * scales
 
 
-def test_a_product_is_that_of_the_rounded_numbers() -> None:
+def test_a_product_matches_that_of_the_rounded_numbers() -> None:
     generator = np.random.default_rng(0)
     x, first, second = (generator.standard_normal(shape) for shape in ((50, 64), (64, 24), (24, 96)))
     bias = generator.standard_normal(96)
@@ -48,7 +47,7 @@ def test_a_product_is_that_of_the_rounded_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_outputs_are_close_to_those_of_fp32(name: str, by_heads: bool, monkeypatch) -> None:
+def test_outputs_are_close_to_float32(name: str, by_heads: bool, monkeypatch) -> None:
     calls = []
     attend = inference.attention_by_heads
     monkeypatch.setattr(inference, "attention_by_heads", lambda *given: calls.append(given) or attend(*given))
@@ -70,21 +69,23 @@ def test_attention_by_heads_is_attention(bias: torch.Tensor | None) -> None:
     assert close(kernels.attention_by_heads(query, key, value, bias, 0.3), expected, 2e-2)
 
 
-def test_what_takes_less_is_chosen(monkeypatch) -> None:
+def test_the_faster_attention_is_chosen(monkeypatch) -> None:
     seconds = iter((2.0, 1.0, 1.0, 2.0))
     monkeypatch.setattr(kernels, "median_seconds", lambda *_: next(seconds))
-    assert kernels.by_heads_pays(torch.empty(1, 40), 4, 16) and not kernels.by_heads_pays(torch.empty(1, 40), 4, 16)
+    assert kernels.by_heads_is_faster(torch.empty(1, 40), 4, 16) and not kernels.by_heads_is_faster(
+        torch.empty(1, 40), 4, 16
+    )
 
 
-def test_no_direction_between_two_factors_is_lost_in_the_scale_of_another() -> None:
+def test_no_direction_between_two_factors_is_lost_to_the_scale_of_another() -> None:
     torch.manual_seed(0)
     sizes = 0.5 ** torch.arange(20)
     weights = (torch.randn(64, 20) * sizes, torch.randn(20, 64) / sizes[:, None])
     product, x = kernels.Product(weights), torch.randn(100, 64)
-    even = kernels.balanced(product)
+    even = kernels.equalize_scales(product)
     assert close(even(x), product(x))
-    of_small = slice(10, 20)  # what these directions contribute
-    expected = (x @ weights[0])[:, of_small] @ weights[1][of_small]
+    small = slice(10, 20)  # directions with a small contribution
+    expected = (x @ weights[0])[:, small] @ weights[1][small]
     rest = product(x) - expected
     assert (kernels.Int8Product(even)(x) - rest - expected).norm() < 0.05 * expected.norm()
     assert (kernels.Int8Product(product)(x) - rest - expected).norm() > 0.5 * expected.norm()
@@ -109,17 +110,17 @@ def test_it_follows_the_model_and_is_undone() -> None:
     assert torch.equal(encoded(model.optimize_for_inference(False)), plain)
 
 
-def test_what_cannot_be_is_refused(monkeypatch) -> None:
+def test_unsupported_models_are_rejected(monkeypatch) -> None:
     model = every_layer()
     with pytest.raises(ValueError, match="'int4'"):
         model.optimize_for_inference(dtype="int4")
-    with pytest.raises(ValueError, match="float32 on the CPU"):
+    with pytest.raises(ValueError, match="float32 model on the CPU"):
         every_layer().half().optimize_for_inference(dtype="int8")
 
-    def gone(*_) -> None:
+    def missing(*_) -> None:
         raise AttributeError("no such operation")
 
-    monkeypatch.setattr(kernels, "_packed", gone)
+    monkeypatch.setattr(kernels, "_pack", missing)
     kernels._int8_saturates.cache_clear()
     with pytest.raises(ValueError, match="quantized products"):
         model.optimize_for_inference(dtype="int8")
@@ -127,8 +128,8 @@ def test_what_cannot_be_is_refused(monkeypatch) -> None:
     kernels._int8_saturates.cache_clear()
 
 
-def test_sums_that_overflow_are_noticed(monkeypatch) -> None:
-    """As on x86 without VNNI, where two products of 8 bits are added in 16."""
+def test_overflowing_sums_are_detected(monkeypatch) -> None:
+    """As on x86 without VNNI, where sums of two int8 products saturate at 16 bits."""
     exact = torch.ops.quantized.linear_dynamic
 
     def saturating(x, packed, reduce_range):
@@ -140,18 +141,18 @@ def test_sums_that_overflow_are_noticed(monkeypatch) -> None:
     kernels._int8_saturates.cache_clear()
 
 
-def test_the_report_says_what_was_chosen(by_heads: bool, monkeypatch) -> None:
+def test_the_report_describes_the_choices(by_heads: bool, monkeypatch) -> None:
     model = every_layer()
     assert model.inference_report().splitlines() == [f"layer {index}: plain" for index in range(len(LAYERS))]
     break_even = {(64, 64): 30, (64, 256): math.inf, (256, 64): 40}
-    monkeypatch.setattr(modeling, "break_even_ranks", lambda *_: break_even)
+    monkeypatch.setattr(inference, "break_even_ranks", lambda *_: break_even)
     report = model.optimize_for_inference(dtype="int8").inference_report().splitlines()
     assert report[:2] == [
-        "64 -> 64: pairs of rank 30 and more take longer than the dense product",
-        "64 -> 256: pairs of no rank that is there take longer than the dense product",
+        "64 -> 64: low-rank pairs of rank 30 or more are slower than the dense product",
+        "64 -> 256: no rank in use is slower than the dense product",
     ]
     int8 = "int8; attention in bfloat16, head by head" if by_heads else "int8"
     assert report[3] == f"layer 0: {int8}; keys and values in 8 dimensions"
-    assert report[5] == f"layer 2: {int8}; keys in 16 dimensions; v_proj multiplied out"
+    assert report[5] == f"layer 2: {int8}; keys in 16 dimensions; v_proj merged"
     assert report[9] == f"layer 6: {int8}"
     assert model.optimize_for_inference().inference_report().splitlines()[9] == "layer 6: torch.float32"

@@ -1,4 +1,4 @@
-"""The LiteWhisper classes against stock Whisper with the factors multiplied out."""
+"""The LiteWhisper classes against stock Whisper with merged factors."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def random_model(low_rank_config=RANKS, **sizes) -> LiteWhisperForConditionalGen
 
 
 def dense_reference(tensors: dict[str, torch.Tensor], config: LiteWhisperConfig) -> WhisperForConditionalGeneration:
-    """Stock Whisper with every pair multiplied out; the bias of a key cancels in the softmax and is dropped."""
+    """Stock Whisper with every pair merged; the bias of keys, which cancels in the softmax, is dropped."""
     stock = WhisperForConditionalGeneration(WhisperConfig(**{**config.to_dict(), "auto_map": None}))
     state = {}
     for name, tensor in tensors.items():
@@ -142,7 +142,7 @@ def test_random_weights_have_the_variance_of_a_dense_layer(rank: int) -> None:
     assert not sparse.bias.any()
 
 
-def test_a_missing_factor_is_refused(tmp_path: Path) -> None:
+def test_a_missing_factor_is_rejected(tmp_path: Path) -> None:
     random_model().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     missing = "model.encoder.layers.0.fc1.weight1"
@@ -171,7 +171,7 @@ def test_one_layer_of_dense_weights_at_a_time(monkeypatch) -> None:
     assert most <= len(PROJECTIONS)
 
 
-def test_module_names_that_are_not_split_exist() -> None:
+def test_no_split_modules_exist() -> None:
     model = random_model()
     present = {type(module).__name__ for module in model.modules()}
     assert set(LiteWhisperForConditionalGeneration._no_split_modules) <= present
@@ -216,7 +216,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_spec_augment_masks_what_whisper_masks() -> None:
-    """In training alone, by numpy's generator."""
+    """Masking happens only in training and uses numpy's generator."""
     model = random_model()
     model.config.apply_spec_augment, model.config.mask_feature_prob = True, 0.3
     stock, given = model.to_whisper(), inputs(model.config)
@@ -249,7 +249,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_encoder_compiles_as_one_graph() -> None:
     model = random_model()
     features = inputs(model.config)["input_features"]
-    # The graph is what is under test; the backend that needs no C++ compiler shows it.
+    # This tests the graph, so a backend without a C++ compiler will do.
     compiled = torch.compile(model.get_encoder(), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(features)[0], model.get_encoder()(features)[0])

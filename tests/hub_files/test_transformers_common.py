@@ -1,4 +1,4 @@
-"""The tests that transformers runs on each of its own models, on ours: with ranks everywhere, in part and nowhere."""
+"""The common model tests of transformers, on models that are fully, partly and not compressed."""
 
 import contextlib
 import unittest
@@ -16,13 +16,13 @@ from lite_whisper.modeling_lite_whisper import CompleteWeights
 INAPPLICABLE = {
     name: f"Whisper {reason}"
     for reason, names in {
-        "consists of no models with configurations of their own": (
+        "is not composed of models with their own configurations": (
             "test_attn_implementation_composite_models",
             "test_can_set_attention_dynamically_composite_model",
             "test_internal_model_config_and_subconfig_are_same",
             "test_sdpa_can_dispatch_composite_models",
         ),
-        "has embeddings of nothing but the decoder's tokens": (
+        "has no embeddings besides those of the decoder's tokens": (
             "test_inputs_embeds",
             "test_inputs_embeds_matches_input_ids",
         ),
@@ -42,19 +42,19 @@ INAPPLICABLE = {
             "test_vision_axial_rope",
         ),
         "has no sliding window": ("test_sliding_window_mask",),
-        "has no decoder without an encoder here": ("test_causal_lm_loss_honors_shift_labels",),
-        "has an encoder of fixed length": ("test_resize_position_vector_embeddings",),
-        "keeps no module in fp32": (
+        "has no stand-alone decoder here": ("test_causal_lm_loss_honors_shift_labels",),
+        "has an encoder with a fixed length": ("test_resize_position_vector_embeddings",),
+        "keeps no module in float32": (
             "test_keep_in_fp32_modules",
             "test_keep_in_fp32_modules_exist",
             "test_keep_in_fp32_modules_strict_also_hardcode_fp32",
         ),
-        "has the same names of weights in every version": (
+        "has the same weight names in every version": (
             "test_can_load_from_already_mapped_keys",
             "test_reverse_loading_mapping",
         ),
-        "has no plan for tensor parallelism": ("test_tp_plan_matches_params",),
-        "names its hidden states by encoder and decoder": ("test_can_capture_specific_layers_hidden_states",),
+        "has no tensor-parallel plan": ("test_tp_plan_matches_params",),
+        "returns hidden states by encoder and decoder": ("test_can_capture_specific_layers_hidden_states",),
         "does not name output_attentions in the signature of its forward": (
             "test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions",
         ),
@@ -62,14 +62,14 @@ INAPPLICABLE = {
     for name in names
 }
 
-# By the name of its class these tests know whether a model has a loss, and which.
+# These tests derive from the class name whether a model has a loss, and which.
 NAMES = (
     (MODEL_MAPPING_NAMES, LiteWhisperModel),
     (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, LiteWhisperForConditionalGeneration),
 )
 
-# They make a model with from_pretrained() from nothing or from a part, which ours refuse; test_weights.py tests that.
-MADE_FROM_NOTHING = (
+# These load models with missing weights, which ours reject; test_weights.py covers that.
+WITH_MISSING_WEIGHTS = (
     "test_can_init_all_missing_weights",
     "test_correct_missing_keys",
     "test_model_weights_reload_no_missing_tied_weights",
@@ -77,7 +77,7 @@ MADE_FROM_NOTHING = (
 
 
 class SmallModel:
-    """A configuration and inputs, under the names by which these tests ask for them."""
+    """A configuration and inputs, under the names that these tests use."""
 
     batch_size, seq_length, encoder_seq_length = 3, 7, 30
     num_hidden_layers, num_attention_heads, hidden_size = 2, 4, 16
@@ -116,13 +116,13 @@ class SmallModel:
         return self.prepare_config_and_inputs_for_common()
 
 
-def from_nothing(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """`from_pretrained` of transformers."""
+def from_partial_weights(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """The `from_pretrained` of transformers, which initialises missing weights."""
     return super(CompleteWeights, cls).from_pretrained(*args, **kwargs)
 
 
 class CommonTests(load("test_modeling_common").ModelTesterMixin):
-    """What the three classes of tests share."""
+    """Settings shared by the three test classes."""
 
     ranks: list[dict[str, int]] | None
     is_encoder_decoder = True
@@ -136,20 +136,20 @@ class CommonTests(load("test_modeling_common").ModelTesterMixin):
         torch.manual_seed(0)
         self.model_tester = SmallModel(self.ranks)
         if name.startswith("test_resize"):
-            self.model_tester.tokens = "input_ids"  # they write to these
+            self.model_tester.tokens = "input_ids"  # these tests write to input_ids
         patches = [mock.patch.dict(names, {"lite-whisper": our_class.__name__}) for names, our_class in NAMES]
-        if name in MADE_FROM_NOTHING:
-            patches.append(mock.patch.object(CompleteWeights, "from_pretrained", classmethod(from_nothing)))
+        if name in WITH_MISSING_WEIGHTS:
+            patches.append(mock.patch.object(CompleteWeights, "from_pretrained", classmethod(from_partial_weights)))
         for patch in patches:
             patch.start()
             self.addCleanup(patch.stop)
 
     def skipTest(self, reason: str) -> None:  # noqa: N802
-        """A test that does not apply says so above, or it would be lost unseen."""
+        """Tests may only be skipped through INAPPLICABLE, so that no test disappears unnoticed."""
         raise AssertionError(f"{self._testMethodName} would be skipped: {reason}")
 
     def subTest(self, *_: Any, **__: Any) -> contextlib.nullcontext:  # noqa: N802
-        """Thousands of them would be reported, one by one."""
+        """Avoids thousands of separately reported subtests."""
         return contextlib.nullcontext()
 
     def _prepare_for_class(self, inputs: dict, model_class: type, return_labels: bool = False) -> dict:
@@ -172,5 +172,5 @@ class TestNone(CommonTests, unittest.TestCase):
     ranks = None
 
 
-def test_what_is_named_exists() -> None:
-    assert not {*INAPPLICABLE, *MADE_FROM_NOTHING} - set(dir(CommonTests))
+def test_listed_tests_exist() -> None:
+    assert not {*INAPPLICABLE, *WITH_MISSING_WEIGHTS} - set(dir(CommonTests))

@@ -1,4 +1,4 @@
-"""Weights that are initialised, missing, or changed in place. Runs under both major versions of transformers."""
+"""Initial, missing and changed weights. Runs under both major versions of transformers."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ import torch
 from random_models import SIZES, encode, random_model
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+import lite_whisper.inference_lite_whisper as inference
 import lite_whisper.modeling_lite_whisper as modeling
 from lite_whisper import LiteWhisperConfig, LiteWhisperForConditionalGeneration, LiteWhisperModel
 
@@ -19,14 +20,14 @@ CLASSES = (LiteWhisperModel, LiteWhisperForConditionalGeneration)
 
 @pytest.mark.parametrize("ranks", [None, RANKS], ids=["dense", "low-rank"])
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_position_embeddings_of_a_new_model_are_those_of_a_new_whisper(model_class: type, ranks) -> None:
+def test_position_embeddings_of_a_new_model_match_whisper(model_class: type, ranks) -> None:
     ours = model_class(LiteWhisperConfig(low_rank_config=ranks, **SIZES)).get_encoder()
     stock = WhisperForConditionalGeneration(WhisperConfig(**SIZES)).get_encoder()
     assert torch.equal(ours.embed_positions.weight, stock.embed_positions.weight)
     assert not ours.embed_positions.weight.requires_grad
 
 
-def test_position_embeddings_that_were_saved_are_loaded(tmp_path: Path) -> None:
+def test_saved_position_embeddings_are_loaded(tmp_path: Path) -> None:
     model = random_model(RANKS)
     with torch.no_grad():
         model.model.encoder.embed_positions.weight.normal_()
@@ -38,8 +39,8 @@ def test_position_embeddings_that_were_saved_are_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("saved_class", CLASSES)
 @pytest.mark.parametrize("loaded_class", CLASSES)
-def test_missing_weights_are_refused_by_both_classes(loaded_class: type, saved_class: type, tmp_path: Path) -> None:
-    """The head is tied to the embeddings, and so is nothing that can be missing."""
+def test_both_classes_reject_missing_weights(loaded_class: type, saved_class: type, tmp_path: Path) -> None:
+    """The head is tied to the embeddings, so it cannot be missing."""
     model = saved_class(LiteWhisperConfig(low_rank_config=RANKS, **SIZES))
     model.save_pretrained(tmp_path / "whole")
     loaded, info = loaded_class.from_pretrained(tmp_path / "whole", output_loading_info=True)
@@ -52,7 +53,7 @@ def test_missing_weights_are_refused_by_both_classes(loaded_class: type, saved_c
         loaded_class.from_pretrained(tmp_path / "partial")
 
 
-def test_a_head_of_its_own_that_is_missing_is_refused(tmp_path: Path) -> None:
+def test_a_missing_untied_head_is_rejected(tmp_path: Path) -> None:
     config = LiteWhisperConfig(low_rank_config=RANKS, tie_word_embeddings=False, **SIZES)
     LiteWhisperModel(config).save_pretrained(tmp_path)
     LiteWhisperModel.from_pretrained(tmp_path)
@@ -60,7 +61,7 @@ def test_a_head_of_its_own_that_is_missing_is_refused(tmp_path: Path) -> None:
         LiteWhisperForConditionalGeneration.from_pretrained(tmp_path)
 
 
-def test_an_encoder_is_loaded_from_its_own_file_alone(tmp_path: Path) -> None:
+def test_an_encoder_is_loaded_only_from_an_encoder_file(tmp_path: Path) -> None:
     model = random_model(RANKS)
     model.save_pretrained(tmp_path / "model")
     model.get_encoder().save_pretrained(tmp_path / "encoder")
@@ -72,8 +73,8 @@ def test_an_encoder_is_loaded_from_its_own_file_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[LiteWhisperForConditionalGeneration]:
-    """A model in the inference mode, none of whose pairs is multiplied out for being slow at this size."""
-    monkeypatch.setattr(modeling, "break_even_ranks", lambda shapes, *_: {(i, o): 99 for i, _, o in shapes})
+    """A model optimised for inference, without merging the pairs that are slow at this size."""
+    monkeypatch.setattr(inference, "break_even_ranks", lambda shapes, *_: {(i, o): 99 for i, _, o in shapes})
     model = random_model(RANKS).optimize_for_inference()
     encode(model, FEATURES)
     yield model
@@ -101,7 +102,7 @@ def by_an_optimizer(weight: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("change", [scaled, scaled_in_inference_mode, one_entry, by_an_optimizer])
 @pytest.mark.parametrize("name", ["0.self_attn.k_proj.weight2", "0.self_attn.q_proj.weight1", "1.fc2.weight"])
-def test_changes_in_place_count(fast: LiteWhisperForConditionalGeneration, name: str, change: Callable) -> None:
+def test_follows_in_place_changes(fast: LiteWhisperForConditionalGeneration, name: str, change: Callable) -> None:
     before = encode(fast, FEATURES)
     with torch.no_grad():
         change(fast.model.encoder.layers.get_parameter(name))
@@ -110,26 +111,26 @@ def test_changes_in_place_count(fast: LiteWhisperForConditionalGeneration, name:
     assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
 
 
-def test_derived_again_where_something_changed_and_only_there(fast, monkeypatch: pytest.MonkeyPatch) -> None:
-    renewed = []
-    derive = modeling.InferenceLayer.renewed
-    monkeypatch.setattr(modeling.InferenceLayer, "renewed", lambda *args: renewed.append(args[1]) or derive(*args))
+def test_only_changed_layers_are_rebuilt(fast, monkeypatch: pytest.MonkeyPatch) -> None:
+    rebuilt = []
+    rebuild = inference.InferenceLayer.rebuilt
+    monkeypatch.setattr(inference.InferenceLayer, "rebuilt", lambda *args: rebuilt.append(args[1]) or rebuild(*args))
     layers = fast.model.encoder.layers
     encode(fast, FEATURES)
-    assert not renewed
+    assert not rebuilt
     fast.train()
-    for _ in range(2):  # training, which changes weights in every step, computes without them
+    for _ in range(2):  # training, which changes weights at every step, does not use them
         with torch.no_grad():
             layers[0].fc1.weight1.mul_(2)
         encode(fast, FEATURES)
-    assert not renewed
+    assert not rebuilt
     fast.eval()
-    renewed.clear()
+    rebuilt.clear()
     with torch.no_grad():
         layers[1].fc1.weight.mul_(2)
     for _ in range(2):
         encode(fast, FEATURES)
-    assert renewed == [layers[1]]
+    assert rebuilt == [layers[1]]
 
 
 def test_copies_follow_their_own_weights(fast) -> None:
@@ -141,7 +142,7 @@ def test_copies_follow_their_own_weights(fast) -> None:
         torch.testing.assert_close(encode(model, FEATURES), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_made_in_inference_mode_have_no_count_and_compute() -> None:
+def test_weights_made_in_inference_mode_work_without_a_change_count() -> None:
     with torch.inference_mode():
         model = random_model(RANKS)
         expected = model.get_encoder()(FEATURES)[0].clone()
@@ -151,8 +152,8 @@ def test_weights_made_in_inference_mode_have_no_count_and_compute() -> None:
     torch.testing.assert_close(encode(model, FEATURES), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_compiled_encoder_follows_what_was_derived_again(fast) -> None:
-    """Compiled it does not count; asked again, it computes with the weights as they are, from the same graph."""
+def test_a_compiled_encoder_follows_a_new_optimisation(fast) -> None:
+    """A compiled encoder does not notice in-place changes; optimising again updates it without a new graph."""
     compiled = torch.compile(fast.get_encoder(), fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad():
         compiled(FEATURES)

@@ -11,7 +11,7 @@ from lite_whisper.audio.windows import with_noise
 from lite_whisper.lowrank.bias_correction import correct_bias
 from lite_whisper.lowrank.compression import compress
 from lite_whisper.lowrank.sensitivity import collect_sensitivities
-from lite_whisper.modeling_lite_whisper import end_of_sound
+from lite_whisper.padding_lite_whisper import end_of_sound
 
 
 @pytest.fixture(scope="module")

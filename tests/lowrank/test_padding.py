@@ -6,7 +6,6 @@ from random_models import SIZES, encode, random_model
 from torch.nn import functional as F
 from transformers import WhisperConfig
 
-from lite_whisper.inference_lite_whisper import PaddingStates
 from lite_whisper.lowrank import padding
 from lite_whisper.lowrank.padding import (
     PaddingSums,
@@ -18,7 +17,7 @@ from lite_whisper.lowrank.padding import (
     regression,
     set_padding_tables,
 )
-from lite_whisper.modeling_lite_whisper import end_of_sound
+from lite_whisper.padding_lite_whisper import PaddingStates, end_of_sound
 
 POSITIONS, D_MODEL = SIZES["max_source_positions"], SIZES["d_model"]
 RANKS = [{"q_proj": 8, "k_proj": 8, "v_proj": 8, "fc1": 24}, {"v_proj": 40}]
@@ -100,7 +99,7 @@ def test_a_lower_rank_loses_what_the_singular_values_say(monkeypatch) -> None:
 
 def test_directions_tell_what_follows_from_what_is_near(monkeypatch) -> None:
     """Three of them suffice where three dimensions of the near decide on the far; other noise is passed over."""
-    monkeypatch.setattr(padding, "DIRECTIONS", 3)
+    monkeypatch.setattr(padding, "NUM_DIRECTIONS", 3)
     generator = torch.Generator().manual_seed(3)
     cause = torch.randn(400, 3, generator=generator)
     near = 3 * cause @ torch.randn(3, D_MODEL, generator=generator) + torch.randn(400, D_MODEL, generator=generator)
@@ -294,5 +293,5 @@ def test_tables_of_another_size_and_damaged_settings_are_refused(padded_model, t
     ):
         with pytest.raises(ValueError, match="constant_padding"):
             type(other)(constant_padding=wrong, **SIZES)
-    with pytest.raises(ValueError, match="does not know"):
+    with pytest.raises(ValueError, match="no padding tables"):
         random_model(None).use_constant_padding()

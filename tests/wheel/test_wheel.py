@@ -11,7 +11,7 @@ from documents import ROOT, steps
 
 BIN = ROOT / ".venv-wheel/bin"
 EXAMPLES = ROOT / "examples"
-HUB_FILES = {f"{part}_lite_whisper.py" for part in ("configuration", "inference", "kernels", "modeling")}
+HUB_FILES = {f"{part}_lite_whisper.py" for part in ("configuration", "inference", "kernels", "modeling", "padding")}
 README_PROGRAM = next(step.text for step in steps() if step.page == "README.md" and step.language == "python")
 
 

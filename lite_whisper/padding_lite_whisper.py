@@ -1,0 +1,1 @@
+../padding_lite_whisper.py
