@@ -1,4 +1,4 @@
-"""Audio reading: formats, folders, metadata, order, bad files, and the windows that calibration takes of it."""
+"""Audio input: formats, folders, metadata, order, bad files, and the windows for calibration."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from lite_whisper.audio.windows import with_noise
 from lite_whisper.common.errors import InputError
 
 EXTRACTOR = WhisperFeatureExtractor.from_pretrained(Path(__file__).parents[2] / "examples/whisper-digits")
-WINDOW = 6 * 16_000  # of the miniature
+WINDOW = 6 * 16_000  # window of the tiny model
 SECONDS = 1.25
 
 
@@ -36,14 +36,14 @@ def write(path: Path, samples: np.ndarray | None = None, rate: int = 16_000, **o
 
 
 def write_many(folder: Path, *names: str) -> Path:
-    """Writes short wav files of these names, the pitch of each telling it from the others."""
+    """Writes short files with these names, each with a tone of a different pitch."""
     for index, name in enumerate(names):
         write(folder / name, tone(300 + 100 * index, 16_000, 0.2))
     return folder
 
 
 def names(dataset: AudioDataset) -> list[str]:
-    """The names of the clips in their order."""
+    """The names of the clips, in order."""
     return [clip.name for clip in dataset]
 
 
@@ -69,7 +69,7 @@ def pitch(samples: np.ndarray) -> float:
 def test_formats_become_16_khz_mono(
     suffix: str, options: dict[str, str], error: float, rate: int, channels: int, tmp_path: Path
 ) -> None:
-    # Every channel has a tone of its own; the mono mix is their mean.
+    # Every channel has a different tone; the mono mix is their mean.
     frequencies = [440, 1000][:channels]
     recording = np.stack([tone(frequency, rate) for frequency in frequencies], axis=1)
     samples = decode(write(tmp_path / f"tone.{suffix}", recording, rate, **options))
@@ -89,7 +89,7 @@ def test_frequencies_beyond_8_khz_do_not_alias(tmp_path: Path) -> None:
     assert np.abs(decode(high)[inner] - tone(440, 16_000)[inner]).max() < 2e-3
 
 
-def test_encoded_bytes_are_read_as_a_file_is(tmp_path: Path) -> None:
+def test_encoded_bytes_are_decoded_like_a_file(tmp_path: Path) -> None:
     file = write(tmp_path / "tone.flac", tone(440, 44_100), 44_100)
     np.testing.assert_array_equal(decode(io.BytesIO(file.read_bytes())), decode(file))
 
@@ -100,26 +100,26 @@ def test_encoded_bytes_are_read_as_a_file_is(tmp_path: Path) -> None:
         (np.array([0.1, np.nan, 0.1]), 16_000, "NaN"),
         (np.array([0.1, np.inf, 0.1]), 16_000, "infinite"),
         (np.array([[0.1, np.nan]] * 10), 48_000, "NaN"),
-        (np.zeros(0), 16_000, "holds no audio"),
+        (np.zeros(0), 16_000, "contains no audio"),
         (np.ones(1), 48_000, "shorter than one sample"),
     ],
     ids=["nan", "infinite", "nan in one channel", "no samples", "less than a sample"],
 )
-def test_unusable_samples_are_refused(samples: np.ndarray, rate: int, message: str, tmp_path: Path) -> None:
+def test_unusable_samples_are_rejected(samples: np.ndarray, rate: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         decode(write(tmp_path / "bad.wav", samples, rate, subtype="FLOAT"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no audio at all", b"RIFF\x00\x00\x00\x00WAVE"])
-def test_undecodable_files_are_refused_without_their_path(content: bytes, tmp_path: Path) -> None:
+def test_undecodable_files_are_rejected_without_naming_their_path(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(content)
     with pytest.raises(InputError) as raised:
         decode(tmp_path / "bad.wav")
-    # The reason is kept in compression.json, which is published and shall not tell of this machine's folders.
+    # The reason ends up in compression.json, which is published and must not expose local paths.
     assert str(tmp_path) not in str(raised.value)
 
 
-def test_a_folder_gives_its_audio_files_at_any_depth_in_order(tmp_path: Path) -> None:
+def test_a_folder_is_searched_recursively_and_in_order(tmp_path: Path) -> None:
     folder = write_many(tmp_path / "speech", "b.wav", "a.wav", "deep/er/c.flac", "deep/d.OGG", "e.mp3")
     (folder / "notes.txt").write_text("no audio")
     clips = list(AudioDataset([str(folder)]))
@@ -136,7 +136,7 @@ def test_a_folder_gives_its_audio_files_at_any_depth_in_order(tmp_path: Path) ->
 
 @pytest.mark.parametrize("column", ["transcription", "text", "sentence"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "csv of a spreadsheet"])
-def test_metadata_gives_transcripts_and_the_order(kind: str, column: str, tmp_path: Path) -> None:
+def test_metadata_determines_transcripts_and_order(kind: str, column: str, tmp_path: Path) -> None:
     write_many(tmp_path, "a.wav", "b.wav", "deep/c.wav", "unlisted.wav")
     rows = [("deep/c.wav", "vier, fünf"), ("a.wav", 'said "no"'), ("b.wav", "")]
     if kind == "jsonl":
@@ -145,7 +145,7 @@ def test_metadata_gives_transcripts_and_the_order(kind: str, column: str, tmp_pa
     else:
         lines = [f'x,{name},"{text.replace(chr(34), chr(34) * 2)}"' for name, text in rows]
         text = "\n".join([f"speaker,file_name,{column}", *lines])
-        if kind == "csv of a spreadsheet":  # which put the column they know first, and a byte order mark before it
+        if kind == "csv of a spreadsheet":  # spreadsheets add a byte order mark
             text = "\n".join([f"file_name,{column}", *(line[2:] for line in lines)])
         encoding = "utf-8" if kind == "csv" else "utf-8-sig"
         (tmp_path / "metadata.csv").write_text(text, encoding=encoding)
@@ -164,7 +164,7 @@ def test_metadata_without_a_text_column_gives_no_transcripts(tmp_path: Path) -> 
     assert [clip.text for clip in AudioDataset([str(tmp_path)])] == [None]
 
 
-def test_sources_take_turns_until_all_are_used_up(tmp_path: Path) -> None:
+def test_sources_are_interleaved_until_all_are_exhausted(tmp_path: Path) -> None:
     first = write_many(tmp_path / "first", "0.wav", "1.wav", "2.wav")
     second = write_many(tmp_path / "second", "0.wav", "1.wav")
     single = write(tmp_path / "third" / "0.flac")
@@ -195,14 +195,12 @@ def test_a_seed_shuffles_reproducibly(with_metadata: bool, tmp_path: Path) -> No
         assert all(clip.name.endswith(f"/{clip.text}") for clip in dataset)
 
 
-def test_a_broken_file_among_good_ones_is_skipped_named_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_broken_files_are_skipped_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_many(tmp_path / "set", "a.wav", "d.wav")
     (tmp_path / "set" / "b.wav").write_bytes(b"broken")
     write(tmp_path / "set" / "c.wav", np.full(9, np.nan), subtype="FLOAT")
     dataset = AudioDataset([str(tmp_path / "set")])
-    for _ in range(2):  # counted anew every time the dataset is read
+    for _ in range(2):  # counted afresh on every iteration
         caplog.clear()
         assert names(dataset) == ["set/a.wav", "set/d.wav"]
         assert [entry.partition(": ")[0] for entry in dataset.skipped] == ["set/b.wav", "set/c.wav"]
@@ -211,7 +209,7 @@ def test_a_broken_file_among_good_ones_is_skipped_named_and_counted(
         assert len(warnings) == 2 and "set/b.wav" in warnings[0] and "set/c.wav" in warnings[1]
 
 
-def test_files_that_metadata_names_and_are_missing_are_skipped(tmp_path: Path) -> None:
+def test_missing_files_in_metadata_are_skipped(tmp_path: Path) -> None:
     write_many(tmp_path, "a.wav")
     (tmp_path / "metadata.csv").write_text("file_name,text\ngone.wav,one\na.wav,two\n")
     dataset = AudioDataset([str(tmp_path)])
@@ -230,9 +228,9 @@ def test_only_broken_files_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"holds no audio"),
-        ({"readme.txt": b"hello"}, r"holds no audio"),
-        ({"metadata.csv": b"file_name,text\n"}, r"holds no audio"),
+        ({}, r"contains no audio"),
+        ({"readme.txt": b"hello"}, r"contains no audio"),
+        ({"metadata.csv": b"file_name,text\n"}, r"contains no audio"),
         ({"metadata.csv": b"name,text\na.wav,one\n"}, r"metadata\.csv.*file_name.*name, text"),
         ({"metadata.csv": b"file_name,text\n,one\n"}, r"metadata\.csv.*file_name"),
         ({"metadata.csv": b"file_name,text\na.wav,\xff\n"}, r"metadata\.csv.*malformed"),
@@ -260,45 +258,45 @@ def test_missing_paths_are_named(path: str) -> None:
 
 
 def clip(*amplitudes: float) -> Clip:
-    """Noise, one amplitude for each window; a fraction of a window at the end for the last one."""
+    """Noise with one amplitude per window; the last window is half as long."""
     noise = np.random.default_rng(len(amplitudes)).uniform(-1, 1, (len(amplitudes), WINDOW)).astype(np.float32)
     return Clip("noise", (noise * np.array(amplitudes, np.float32)[:, None]).ravel()[: -WINDOW // 2])
 
 
-def test_long_audio_is_used_window_by_window() -> None:
+def test_long_audio_is_split_into_windows() -> None:
     long, short = clip(0.5, 0.5, 0.5), clip(0.5)
-    batches = list(feature_batches([long, short, long], EXTRACTOR, num_samples=100, batch_size=3))
+    batches = list(feature_batches([long, short, long], EXTRACTOR, num_windows=100, batch_size=3))
     assert [tuple(batch.shape) for batch in batches] == [(3, 80, 600), (3, 80, 600), (1, 80, 600)]
     assert {batch.dtype for batch in batches} == {torch.float32}
     cuts = [(long, 0), (long, 1), (long, 2), (short, 0), (long, 0), (long, 1), (long, 2)]
     for features, (source, index) in zip(torch.cat(batches), cuts, strict=True):
         window = np.zeros(WINDOW, np.float32)
-        piece = source.samples[index * WINDOW : (index + 1) * WINDOW]
-        window[: len(piece)] = piece
+        part = source.samples[index * WINDOW : (index + 1) * WINDOW]
+        window[: len(part)] = part
         expected = EXTRACTOR(window, sampling_rate=16_000, return_tensors="pt").input_features[0]
         torch.testing.assert_close(features, expected)
 
 
-def test_no_more_windows_are_taken_or_read_than_wanted() -> None:
+def test_no_more_windows_are_read_than_requested() -> None:
     def clips() -> Iterator[Clip]:
         yield clip(0.5, 0.5)
         yield clip(0.5, 0.5)
         pytest.fail("a third clip was read")
 
-    batches = list(feature_batches(clips(), EXTRACTOR, num_samples=3, batch_size=2))
+    batches = list(feature_batches(clips(), EXTRACTOR, num_windows=3, batch_size=2))
     assert [len(batch) for batch in batches] == [2, 1]
 
 
 @pytest.mark.parametrize(("mel_bins", "seconds"), [(80, 2), (128, 2), (128, 30)])
-def test_features_are_those_of_the_models_own_extractor(mel_bins: int, seconds: int) -> None:
+def test_features_depend_on_the_extractor(mel_bins: int, seconds: int) -> None:
     extractor = WhisperFeatureExtractor(feature_size=mel_bins, chunk_length=seconds)
     speech = Clip("tone", tone(440, 16_000, 3).astype(np.float32))
-    batch = torch.cat(list(feature_batches([speech], extractor, num_samples=9, batch_size=9)))
+    batch = torch.cat(list(feature_batches([speech], extractor, num_windows=9, batch_size=9)))
     assert batch.shape == (2 if seconds == 2 else 1, mel_bins, 100 * seconds)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 20.0])
-def test_noise_has_the_wanted_ratio(ratio: float) -> None:
+def test_noise_has_the_requested_ratio(ratio: float) -> None:
     samples = tone(440, 16_000).astype(np.float32)
     noise = with_noise(samples, ratio, np.random.default_rng(0)) - samples
     found = 10 * np.log10((samples**2).mean() / (noise**2).mean())
@@ -306,7 +304,7 @@ def test_noise_has_the_wanted_ratio(ratio: float) -> None:
     assert abs(noise[1:] @ noise[:-1]) < 0.05 * (noise @ noise)  # white
 
 
-def test_noise_is_added_to_each_window_by_the_seed() -> None:
+def test_noise_is_reproducible_and_differs_between_windows() -> None:
     def features(noise: tuple[float, float] | tuple[()], seed: int) -> torch.Tensor:
         return torch.cat(list(feature_batches([clip(0.5, 0.5), clip(0.5)], EXTRACTOR, 100, 2, noise, seed)))
 
@@ -316,19 +314,19 @@ def test_noise_is_added_to_each_window_by_the_seed() -> None:
         assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_silent_windows_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_windows_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     quiet_not_silent = 1e-3
     clips = [clip(0.5, 0, quiet_not_silent, 1e-6), clip(0), clip(0.5)]
-    batches = list(feature_batches(clips, EXTRACTOR, num_samples=100, batch_size=8))
+    batches = list(feature_batches(clips, EXTRACTOR, num_windows=100, batch_size=8))
     assert [len(batch) for batch in batches] == [3]
     assert "3 silent" in caplog.text
 
 
-def test_silent_windows_do_not_count_as_samples() -> None:
-    batches = list(feature_batches([clip(0, 0.5, 0, 0.5), clip(0.5)], EXTRACTOR, num_samples=2, batch_size=8))
+def test_silent_windows_do_not_count_towards_the_limit() -> None:
+    batches = list(feature_batches([clip(0, 0.5, 0, 0.5), clip(0.5)], EXTRACTOR, num_windows=2, batch_size=8))
     assert [len(batch) for batch in batches] == [2]
 
 
-def test_nothing_but_silence_is_an_error() -> None:
+def test_only_silence_is_an_error() -> None:
     with pytest.raises(InputError, match="silent"):
-        list(feature_batches([clip(0, 1e-6), clip(0)], EXTRACTOR, num_samples=100, batch_size=8))
+        list(feature_batches([clip(0, 1e-6), clip(0)], EXTRACTOR, num_windows=100, batch_size=8))

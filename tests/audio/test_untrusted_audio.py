@@ -1,4 +1,4 @@
-"""Audio that others name or have made: only what is the dataset's own is read, and a hostile clip costs only itself."""
+"""Untrusted audio: a dataset can only read its own files, and a malicious clip only affects itself."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ def tone() -> bytes:
 
 
 def read_from_hub(folder: Path, cache: Path) -> tuple[list[str], list[str], list[str]]:
-    """The clips of a Hub dataset that were read and skipped, and the requests for its files."""
+    """Reads a Hub dataset; returns the clips that were read, those skipped, and the requests to the Hub."""
     with HubStandIn({}, {"org/set": folder}) as hub:
         result = subprocess.run(
             [sys.executable, "-c", READ, "org/set"],
@@ -52,7 +52,7 @@ def read_from_hub(folder: Path, cache: Path) -> tuple[list[str], list[str], list
     return read, skipped, [target for _, target, _ in hub.requests]
 
 
-def test_rows_of_a_hub_dataset_name_no_files_of_this_machine_and_its_network(tmp_path: Path) -> None:
+def test_a_hub_dataset_cannot_read_local_files_or_other_hosts(tmp_path: Path) -> None:
     (tmp_path / "private.flac").write_bytes(tone())
     folder = tmp_path / "set"
     folder.mkdir()
@@ -78,12 +78,12 @@ def test_rows_of_a_hub_dataset_name_no_files_of_this_machine_and_its_network(tmp
     assert read == ["inside.flac"]
     assert len(skipped) == len(elsewhere) + 2
     for path, reason in zip(elsewhere, skipped, strict=False):
-        assert reason == f"{path}: lies outside of the dataset that names it, which may only name audio of its own"
-    assert all(reason.endswith("holds no audio") for reason in skipped[len(elsewhere) :])
+        assert reason == f"{path}: lies outside the dataset that lists it; a dataset may only list its own files"
+    assert all(reason.endswith("contains no audio") for reason in skipped[len(elsewhere) :])
 
 
 @pytest.mark.parametrize("kind", ["files", "zip"])
-def test_files_of_a_hub_dataset_and_of_archives_in_it_are_read(kind: str, tmp_path: Path) -> None:
+def test_a_hub_dataset_can_read_its_own_files_and_archives(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "set" / "data"
     folder.mkdir(parents=True)
     files = {"a.flac": tone(), "b.flac": tone(), "metadata.csv": b"file_name,text\na.flac,one\nb.flac,two\n"}
@@ -102,7 +102,7 @@ def test_files_of_a_hub_dataset_and_of_archives_in_it_are_read(kind: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["../private.flac", "deep/../../private.flac", "{}/private.flac", "/dev/zero"])
-def test_metadata_of_a_folder_names_no_files_outside(name: str, tmp_path: Path) -> None:
+def test_metadata_cannot_read_files_outside_its_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for path in (tmp_path / "private.flac", tmp_path / "set/a.flac"):
         path.write_bytes(tone())
@@ -113,14 +113,14 @@ def test_metadata_of_a_folder_names_no_files_outside(name: str, tmp_path: Path) 
     assert len(dataset.skipped) == 1 and "lies outside" in dataset.skipped[0]
 
 
-def test_metadata_that_is_nested_too_deeply_is_malformed(tmp_path: Path) -> None:
+def test_deeply_nested_metadata_is_malformed(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"metadata\.jsonl is malformed"):
         AudioDataset([str(tmp_path)])
 
 
-def test_a_small_file_that_decodes_to_days_is_skipped_while_it_is_decoded(tmp_path: Path) -> None:
-    """Five hours of silence at 1 kHz take 50 kB; sixteen times the samples would be in memory."""
+def test_a_small_file_of_many_hours_is_skipped_during_decoding(tmp_path: Path) -> None:
+    """Five hours of silence at 1 kHz take 50 kB; resampled to 16 kHz they would take 1.2 GB of memory."""
     with soundfile.SoundFile(tmp_path / "b.flac", "w", 1000, 1, "PCM_16") as sound:
         for _ in range(5):
             sound.write(np.zeros(3_600_000, np.int16))
@@ -143,8 +143,8 @@ def test_decoding_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(blocks) == 4 * 3600 * 16_000 // (1 << 20) + 1
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("of a library"), RecursionError()])
-def test_whatever_goes_wrong_with_a_clip_is_about_that_clip(error: Exception, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("from a library"), RecursionError()])
+def test_any_error_while_loading_is_reported_for_the_clip(error: Exception, tmp_path: Path) -> None:
     def load() -> Path:
         raise error
 

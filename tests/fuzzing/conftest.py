@@ -1,4 +1,4 @@
-"""How much is tried: little in the gate, HYPOTHESIS_PROFILE=long for a night; and limits of time and memory."""
+"""Profiles for the number of examples (HYPOTHESIS_PROFILE=long for a long run), and limits of time and memory."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-GIGABYTES, SECONDS = 4, 120
+MAX_GIGABYTES, MAX_SECONDS = 4, 120
 
 common = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("gate", max_examples=40, derandomize=True, **common)
@@ -19,16 +19,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """Ends a test that hangs; an allocation of more than a few gigabytes fails."""
+    """Aborts a test that hangs, and makes allocations of more than a few gigabytes fail."""
 
-    def hangs(*_: object) -> None:
-        raise KeyboardInterrupt(f"no end after {SECONDS} seconds")  # what no `except Exception` takes for an error
+    def abort(*_: object) -> None:
+        raise KeyboardInterrupt(f"no result after {MAX_SECONDS} seconds")  # not caught by `except Exception`
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIGABYTES * 2**30, hard))
-    previous = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(SECONDS * (1 + settings().max_examples // 100))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MAX_GIGABYTES * 2**30, hard))
+    previous = signal.signal(signal.SIGALRM, abort)
+    signal.alarm(MAX_SECONDS * (1 + settings().max_examples // 100))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)

@@ -1,4 +1,4 @@
-"""Broken and adversarial recordings: a reason why not, or finite samples; no crash, no hang, no absurd memory."""
+"""Broken and adversarial recordings give an error or finite samples, and never crash, hang or exhaust memory."""
 
 import io
 import json
@@ -23,20 +23,20 @@ NOISE = np.random.default_rng(0).normal(scale=0.1, size=(4000, 2)).astype(np.flo
 FORMATS = ("WAV", "FLAC", "OGG", "MP3")
 
 
-def encoded(form: str, samples: np.ndarray = NOISE, rate: int = 16_000, **options: Any) -> bytes:
-    """A file of these samples."""
+def encode(format: str, samples: np.ndarray = NOISE, rate: int = 16_000, **options: Any) -> bytes:
+    """Encodes samples to an audio file."""
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=form, **options)
+    soundfile.write(file, samples, rate, format=format, **options)
     return file.getvalue()
 
 
-WHOLE = {form: encoded(form) for form in FORMATS}
+VALID = {format: encode(format) for format in FORMATS}
 
 
 def wav(data: bytes = b"\x01\x02" * 4000, **fields: int) -> bytes:
-    """A wav whose header may say anything."""
-    real = {"coding": 1, "channels": 1, "rate": 16_000, "block": 2, "bits": 16, "size": len(data)}
-    coding, channels, rate, block, bits, size = (real | fields).values()
+    """A wav file with arbitrary header fields."""
+    valid = {"coding": 1, "channels": 1, "rate": 16_000, "block": 2, "bits": 16, "size": len(data)}
+    coding, channels, rate, block, bits, size = (valid | fields).values()
     header = struct.pack("<HHIIHH", coding, channels, rate, rate * block % 2**32, block, bits)
     return (
         b"RIFF"
@@ -50,7 +50,7 @@ def wav(data: bytes = b"\x01\x02" * 4000, **fields: int) -> bytes:
 
 
 def samples_or_reason(file: Path | bytes) -> np.ndarray | str:
-    """What decoding gives, if it is as it should be."""
+    """Decodes a file and checks the samples, or the error message."""
     try:
         samples = decode(io.BytesIO(file) if isinstance(file, bytes) else file)
     except InputError as error:
@@ -92,7 +92,7 @@ def samples_or_reason(file: Path | bytes) -> np.ndarray | str:
         (b"\0" * 10_000, "cannot be decoded"),
     ],
 )
-def test_headers_that_lie(content: bytes, expected: int | str | None) -> None:
+def test_wrong_headers(content: bytes, expected: int | str | None) -> None:
     found = samples_or_reason(content)
     if isinstance(expected, str):
         assert isinstance(found, str) and expected in found
@@ -101,12 +101,12 @@ def test_headers_that_lie(content: bytes, expected: int | str | None) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 3999, 4001, 2**36 - 1])
-def test_a_flac_that_gives_another_length(length: int) -> None:
-    """0 is what encoders write that cannot go back; the largest would be 256 GB."""
-    content = bytearray(WHOLE["FLAC"])
+def test_a_flac_with_a_wrong_length(length: int) -> None:
+    """Streaming encoders write 0; the largest length would take 256 GB."""
+    content = bytearray(VALID["FLAC"])
     content[21] = content[21] & 0xF0 | length >> 32
     content[22:26] = struct.pack(">I", length & 0xFFFFFFFF)
-    whole = samples_or_reason(WHOLE["FLAC"])
+    whole = samples_or_reason(VALID["FLAC"])
     found = samples_or_reason(bytes(content))
     assert np.array_equal(found, whole[: min(length, 4000) or 4000])
 
@@ -129,32 +129,32 @@ def test_a_flac_that_gives_another_length(length: int) -> None:
     ids=["silence", "constant", "1 bit", "clipped", "loud", "too loud", "denormal", "NaN", "infinite", "none", "one"],
 )
 def test_samples_of_any_kind(samples: np.ndarray, expected: int | str) -> None:
-    found = samples_or_reason(encoded("WAV", samples, subtype="FLOAT"))
+    found = samples_or_reason(encode("WAV", samples, subtype="FLOAT"))
     assert expected in found if isinstance(expected, str) else len(found) == expected
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
-def test_blocks_leave_no_trace(form: str, rate: int, monkeypatch) -> None:
-    content = encoded(form, np.tile(NOISE, (5, 1)), rate)
+def test_decoding_in_blocks_changes_nothing(format: str, rate: int, monkeypatch) -> None:
+    content = encode(format, np.tile(NOISE, (5, 1)), rate)
     stereo, _ = soundfile.read(io.BytesIO(content), dtype="float32")
     mono = stereo.mean(axis=1)
-    monkeypatch.setattr(decoding, "BLOCK", 1234)
+    monkeypatch.setattr(decoding, "BLOCK_SIZE", 1234)
     expected = mono if rate == 16_000 else soxr.resample(mono, rate, 16_000)
     np.testing.assert_allclose(samples_or_reason(content), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_truncated_files(form: str) -> None:
-    content = WHOLE[form]
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncated_files(format: str) -> None:
+    content = VALID[format]
     for length in (*range(0, 200, 7), *range(200, len(content), len(content) // 30)):
         found = samples_or_reason(content[:length])
         assert isinstance(found, str) or len(found) <= 4000
 
 
-@given(form=st.sampled_from(FORMATS), data=st.data())
-def test_broken_bytes(form: str, data: st.DataObject) -> None:
-    content = bytearray(WHOLE[form])
+@given(format=st.sampled_from(FORMATS), data=st.data())
+def test_broken_bytes(format: str, data: st.DataObject) -> None:
+    content = bytearray(VALID[format])
     within = data.draw(st.sampled_from([64, 512, len(content)]))
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, min(within, len(content))))
@@ -175,16 +175,16 @@ MAGIC += [
 
 
 @given(magic=st.sampled_from(MAGIC), content=st.binary(max_size=400))
-def test_anything_after_the_right_beginning(magic: bytes, content: bytes) -> None:
+def test_valid_magic_bytes_before_random_content(magic: bytes, content: bytes) -> None:
     samples_or_reason(magic + content)
 
 
 @pytest.fixture
-def strange(tmp_path: Path) -> Path:
-    """A folder with one recording and much that is none."""
+def unusual(tmp_path: Path) -> Path:
+    """A folder with a valid recording and many files that are not."""
     folder = tmp_path / "recordings"
     folder.mkdir()
-    (folder / "good.wav").write_bytes(WHOLE["WAV"])
+    (folder / "good.wav").write_bytes(VALID["WAV"])
     (folder / "empty.wav").touch()
     (folder / "folder.wav").mkdir()
     (folder / "zero.wav").symlink_to("/dev/zero")
@@ -194,46 +194,44 @@ def strange(tmp_path: Path) -> Path:
     for name in ("up", "down"):
         (folder / "inner" / name).symlink_to(folder)
     os.mkfifo(folder / "pipe.wav")
-    (folder / os.fsdecode(b"no-utf-8-\xff.wav")).write_bytes(WHOLE["WAV"])
+    (folder / os.fsdecode(b"no-utf-8-\xff.wav")).write_bytes(VALID["WAV"])
     (folder / "line\nbreak.wav").write_bytes(b"RIFF")
     return folder
 
 
-def test_what_is_no_file(strange: Path) -> None:
-    dataset = AudioDataset([str(strange)])
+def test_special_files_are_skipped(unusual: Path) -> None:
+    dataset = AudioDataset([str(unusual)])
     assert sorted(clip.name for clip in dataset) == ["recordings/good.wav", "recordings/no-utf-8-\udcff.wav"]
     assert len(dataset.skipped) == 7
     for name in ("folder.wav", "zero.wav", "loop.wav", "gone.wav", "pipe.wav"):
-        assert isinstance(samples_or_reason(strange / name), str)
+        assert isinstance(samples_or_reason(unusual / name), str)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file(strange: Path) -> None:
-    (strange / "good.wav").chmod(0)
-    assert "Permission denied" in samples_or_reason(strange / "good.wav")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
+def test_an_unreadable_file(unusual: Path) -> None:
+    (unusual / "good.wav").chmod(0)
+    assert "Permission denied" in samples_or_reason(unusual / "good.wav")
 
 
 @pytest.mark.parametrize("name", ["x.raw", "a\0.wav", "a" * 5000, "/dev/zero", ".", "é.wav"])
-def test_names_that_metadata_may_give(name: str, strange: Path) -> None:
+def test_unusual_file_names_in_metadata(name: str, unusual: Path) -> None:
     lines = [json.dumps({"file_name": file}) for file in (name, "good.wav")]
-    (strange / "x.raw").write_bytes(b"12345678")
-    (strange / "metadata.jsonl").write_text("\n".join(lines))
-    dataset = AudioDataset([str(strange)])
+    (unusual / "x.raw").write_bytes(b"12345678")
+    (unusual / "metadata.jsonl").write_text("\n".join(lines))
+    dataset = AudioDataset([str(unusual)])
     assert [clip.name for clip in dataset] == ["recordings/good.wav"]
     assert len(dataset.skipped) == 1
 
 
-def test_metadata_that_is_a_pipe(strange: Path) -> None:
-    os.mkfifo(strange / "metadata.csv")
-    assert len(list(AudioDataset([str(strange)]))) == 2
+def test_metadata_that_is_a_pipe(unusual: Path) -> None:
+    os.mkfifo(unusual / "metadata.csv")
+    assert len(list(AudioDataset([str(unusual)]))) == 2
 
 
-def test_transcribing_all_of_them(strange: Path, tmp_path: Path, capsys) -> None:
-    for index, content in enumerate(
-        [wav(rate=1), wav(size=2**32 - 1), encoded("WAV", np.zeros(1)), WHOLE["MP3"][:300]]
-    ):
-        (strange / f"{index}.wav").write_bytes(content)
-    for name, sources in {"folder": [str(strange)], "pattern": [f"{strange}/**/*.wav"]}.items():
+def test_transcribing_unusual_files(unusual: Path, tmp_path: Path, capsys) -> None:
+    for index, content in enumerate([wav(rate=1), wav(size=2**32 - 1), encode("WAV", np.zeros(1)), VALID["MP3"][:300]]):
+        (unusual / f"{index}.wav").write_bytes(content)
+    for name, sources in {"folder": [str(unusual)], "pattern": [f"{unusual}/**/*.wav"]}.items():
         output = tmp_path / f"{name}.jsonl"
         arguments = [*sources, "--model", str(MINIATURE), "--output", str(output), "--language", "en"]
         assert transcribe(arguments) == 0
@@ -242,5 +240,5 @@ def test_transcribing_all_of_them(strange: Path, tmp_path: Path, capsys) -> None
         texts = {Path(line["audio"]).name for line in lines if "text" in line}
         assert {"good.wav", "1.wav", "2.wav"} <= texts
         assert all(line["error"] for line in lines if "text" not in line)
-    assert transcribe([str(strange / "pipe.wav"), "--model", str(MINIATURE), "--output", str(tmp_path / "p.txt")]) == 1
+    assert transcribe([str(unusual / "pipe.wav"), "--model", str(MINIATURE), "--output", str(tmp_path / "p.txt")]) == 1
     assert "Traceback" not in capsys.readouterr().err

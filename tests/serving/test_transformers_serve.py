@@ -1,4 +1,4 @@
-"""`transformers serve` on what this program writes: a stock Whisper is served, a compressed folder is not loaded."""
+"""`transformers serve` on folders from this program: it serves a merged model and cannot load a compressed one."""
 
 import socket
 import subprocess
@@ -17,7 +17,7 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 from lite_whisper.conversion.rewriting import merge
 
 SHORT = Path(__file__).parents[2] / "examples/digits/test/test_001.flac"
-PATIENCE = 600  # seconds; of a machine that is busy with other things
+TIMEOUT = 600  # seconds; generous, for busy machines
 pytestmark = pytest.mark.slow
 
 
@@ -35,9 +35,9 @@ def served(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
         process.communicate()
 
 
-def answers(url: str) -> bool:
+def is_ready(url: str) -> bool:
     try:
-        return requests.get(f"{url}/health", timeout=PATIENCE).ok
+        return requests.get(f"{url}/health", timeout=TIMEOUT).ok
     except requests.ConnectionError:
         return False
 
@@ -51,22 +51,22 @@ def test_a_merged_folder_is_served_and_fields_are_ignored(converted: Path, tmp_p
     tokens = AutoModelForSpeechSeq2Seq.from_pretrained(stock).generate(features)
     text = processor.batch_decode(tokens, skip_special_tokens=True)[0]
     with served(stock) as (process, url):
-        end = time.monotonic() + PATIENCE
-        while not answers(url):
+        end = time.monotonic() + TIMEOUT
+        while not is_ready(url):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.2)
         for fields in ({}, {"response_format": "srt", "language": "de", "prompt": "one"}):
-            answer = requests.post(
+            response = requests.post(
                 f"{url}/v1/audio/transcriptions",
                 files={"file": SHORT.read_bytes()},
                 data={"model": str(stock), **fields},
-                timeout=PATIENCE,
+                timeout=TIMEOUT,
             )
-            assert answer.json() == {"text": text} and text.strip()
+            assert response.json() == {"text": text} and text.strip()
 
 
 def test_a_compressed_folder_is_not_loaded(converted: Path) -> None:
-    """When this fails, transformers has learned to: docs/guide/serve.md says that it does not."""
+    """If this fails, transformers can load such folders now; update docs/guide/serve.md, which says it cannot."""
     with served(converted) as (process, _):
-        said, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode and "has no attribute LiteWhisperForConditionalGeneration" in said
+        output, _ = process.communicate(timeout=TIMEOUT)
+        assert process.returncode and "has no attribute LiteWhisperForConditionalGeneration" in output

@@ -1,4 +1,4 @@
-"""The page of `examples/space` in headless Chromium, without a network, against transformers."""
+"""The page of `examples/space` in headless Chromium without network access, against transformers."""
 
 import os
 import re
@@ -17,24 +17,24 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import EXAMPLES, MINIATURE
 
-pytest.importorskip("gradio")  # which has an environment of its own: make space-test
+pytest.importorskip("gradio")  # installed in a separate environment: make space-test
 
 import soundfile
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from transformers import pipeline
 
 CLIP = EXAMPLES / "digits/test/test_000.flac"
-SPOKEN = EXAMPLES / "digits/test/test_003.flac"  # what the microphone hears
+MICROPHONE_CLIP = EXAMPLES / "digits/test/test_003.flac"  # played by the fake microphone
 MODELS = ("stock", "compressed")
-PATIENCE = 120_000  # milliseconds; of a machine that is busy with other things
+TIMEOUT = 120_000  # milliseconds; generous, for busy machines
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 CONTROLS = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "textbox"}
-# What is seen of the page, and reaches beyond its right edge.
-BEYOND = """[...document.querySelectorAll("main *")]
+# Visible elements that extend beyond the right edge of the page.
+OVERFLOWING = """[...document.querySelectorAll("main *")]
     .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth)
     .map((element) => element.outerHTML.slice(0, 200))"""
-# Writes down whom a program asks for; Python runs it before the program.
-WATCH = """
+# Logs the hosts that a program connects to; Python runs it before the program.
+AUDIT_HOOK = """
 import sys
 
 def watch(event, arguments):
@@ -48,38 +48,38 @@ sys.addaudithook(watch)
 
 @dataclass
 class App:
-    """Where the program listens, and the file in which stands whom it asked for."""
+    """The URL of the running program, and the log of the hosts it connects to."""
 
     url: str
-    asked: Path
+    hosts: Path
 
 
 @contextmanager
 def started(folder: Path, *options: str | Path, **variables: str) -> Iterator[App]:
-    """The program, with these options and variables of the environment, as long as the context lasts."""
+    """Runs the program with these options and environment variables while the context lasts."""
     folder.mkdir()
-    asked = folder / "asked.txt"
-    asked.touch()
-    (folder / "sitecustomize.py").write_text(WATCH.format(path=str(asked)))
+    hosts = folder / "hosts.txt"
+    hosts.touch()
+    (folder / "sitecustomize.py").write_text(AUDIT_HOOK.format(path=str(hosts)))
     command = [sys.executable, "-u", EXAMPLES / "space/app.py", *options]
     environment = os.environ | {"PYTHONPATH": str(folder), "GRADIO_TEMP_DIR": str(folder / "uploads")} | variables
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout
             found = next((re.search(r"http://\S+", line) for line in process.stdout if "http://" in line), None)
-            assert found, "it ended before it listened"
-            yield App(found[0], asked)
+            assert found, "the program ended before it listened"
+            yield App(found[0], hosts)
         finally:
             process.terminate()
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature, compressed by the main program."""
-    from lite_whisper.convert import main
+    """The tiny model, compressed with `lite-whisper convert`."""
+    from lite_whisper.cli.convert import main
 
     output = tmp_path_factory.mktemp("models") / "compressed"
-    assert main(["--ratio", "0.25", "--output", str(output)]) == 0
+    assert main(["--base-model", str(MINIATURE), "--ratio", "0.25", "--output", str(output)]) == 0
     return output
 
 
@@ -92,7 +92,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, compressed: Path) -> Iterator[
 
 @pytest.fixture(scope="module")
 def expected(compressed: Path) -> dict[str, dict[str, Any]]:
-    """What the pipeline of transformers makes of the clip, with the code that each model brings."""
+    """The results of the transformers pipeline for the clip, with each model's remote code."""
     samples, rate = soundfile.read(CLIP, dtype="float32")
     results = {}
     for which, folder in zip(MODELS, (MINIATURE, compressed), strict=True):
@@ -107,9 +107,9 @@ def expected(compressed: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Chromium, which finds no host but this machine and whose microphone plays a file again and again."""
+    """Chromium that can only reach this machine, with a fake microphone that plays a file in a loop."""
     spoken = tmp_path_factory.mktemp("microphone") / "spoken.wav"
-    soundfile.write(spoken, *soundfile.read(SPOKEN, dtype="float32"), subtype="PCM_16")
+    soundfile.write(spoken, *soundfile.read(MICROPHONE_CLIP, dtype="float32"), subtype="PCM_16")
     arguments = [
         "--no-sandbox",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -125,18 +125,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def requests() -> list[str]:
-    """What the page asked for, in all tests of this file."""
+    """The URLs requested by the page in all tests of this file."""
     return []
 
 
 @pytest.fixture
 def page(browser: Browser, app: App, requests: list[str]) -> Iterator[Page]:
-    """The page, opened anew."""
+    """A freshly opened page."""
     opened = browser.new_page()
-    opened.set_default_timeout(PATIENCE)
+    opened.set_default_timeout(TIMEOUT)
     opened.on("request", lambda request: requests.append(request.url))
     opened.goto(app.url)
-    expect(transcribe(opened)).to_be_visible(timeout=PATIENCE)
+    expect(transcribe(opened)).to_be_visible(timeout=TIMEOUT)
     yield opened
     opened.close()
 
@@ -152,7 +152,7 @@ def upload(page: Page, name: str, content: bytes) -> None:
 
 
 def texts(page: Page) -> dict[str, str]:
-    """Of each model its text, once both have written one."""
+    """Waits for the verdict and returns the text of each model."""
     page.get_by_text(re.compile(r"The compressed model is \d+\.\d\d times as fast")).wait_for()
     return {which: page.get_by_label(f"Text of the {which} model").input_value() for which in MODELS}
 
@@ -162,7 +162,7 @@ def cells(page: Page, which: str) -> list[str]:
 
 
 def unnamed(page: Page) -> list[str]:
-    """Controls for which Chromium itself has no name to tell those who do not see them."""
+    """Controls without an accessible name."""
     session = page.context.new_cdp_session(page)
     nodes = session.send("Accessibility.getFullAXTree")["nodes"]
     controls = [node for node in nodes if not node["ignored"] and node["role"]["value"] in CONTROLS]
@@ -170,9 +170,9 @@ def unnamed(page: Page) -> list[str]:
     return [str(node) for node in controls if not node.get("name", {}).get("value", "").strip()]
 
 
-def test_both_models_write_what_they_write_in_transformers(page: Page, expected: dict[str, dict[str, Any]]) -> None:
+def test_both_models_give_the_text_of_transformers(page: Page, expected: dict[str, dict[str, Any]]) -> None:
     upload(page, CLIP.name, CLIP.read_bytes())
-    page.get_by_label("Language that is spoken").click()
+    page.get_by_label("Spoken language").click()
     page.get_by_role("option", name="English", exact=True).click()
     transcribe(page).click()
     found = texts(page)
@@ -184,7 +184,7 @@ def test_both_models_write_what_they_write_in_transformers(page: Page, expected:
         ]
 
 
-def test_the_figures_go_together(page: Page) -> None:
+def test_the_figures_are_consistent(page: Page) -> None:
     upload(page, CLIP.name, CLIP.read_bytes())
     transcribe(page).click()
     found = texts(page)
@@ -200,7 +200,7 @@ def test_the_figures_go_together(page: Page) -> None:
     assert least - rounding <= times <= most + rounding
 
 
-def test_the_microphone_is_heard(page: Page) -> None:
+def test_the_microphone_is_transcribed(page: Page) -> None:
     page.get_by_role("button", name="Record audio").click()
     page.get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(6000)  # longer than the clip
@@ -208,8 +208,10 @@ def test_the_microphone_is_heard(page: Page) -> None:
     page.get_by_role("button", name="Clear").wait_for()
     transcribe(page).click()
     heard = texts(page)["stock"].split()
-    # Where the recording begins is a matter of chance, and words may be cut: most of what is heard must be as said.
-    said = (EXAMPLES / "digits/test/metadata.csv").read_text().split(f"{SPOKEN.name},")[1].splitlines()[0].split()
+    # The recording starts at a random point and may cut words, so only most word pairs must match.
+    said = (
+        (EXAMPLES / "digits/test/metadata.csv").read_text().split(f"{MICROPHONE_CLIP.name},")[1].splitlines()[0].split()
+    )
     looped = set(pairwise([*said, *said]))
     known = [pair for pair in pairwise(heard) if pair in looped]
     assert len(heard) >= 4 and len(known) >= 0.6 * (len(heard) - 1), f"heard {heard}, said {said}"
@@ -223,15 +225,15 @@ def test_the_microphone_is_heard(page: Page) -> None:
         (b"no audio" * 99, "The file cannot be decoded"),
     ],
 )
-def test_a_clip_that_cannot_be_used_is_named_as_such(page: Page, content: bytes | None, reason: str) -> None:
+def test_unusable_clips_are_reported(page: Page, content: bytes | None, reason: str) -> None:
     if content is not None:
         upload(page, "clip.wav", content)
     transcribe(page).click()
     message = page.get_by_role("status").filter(has_text=reason)
-    expect(message).to_contain_text("WAV, FLAC, Ogg or MP3, 60 seconds at the most", timeout=PATIENCE)
+    expect(message).to_contain_text("WAV, FLAC, Ogg or MP3, at most 60 seconds", timeout=TIMEOUT)
 
 
-def test_a_phone_shows_it_without_scrolling_sideways_and_controls_have_names(page: Page) -> None:
+def test_the_page_fits_a_phone_and_is_accessible(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     assert unnamed(page) == []
     upload(page, CLIP.name, CLIP.read_bytes())
@@ -239,28 +241,28 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_controls_have_names(pag
     texts(page)
     assert unnamed(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate(BEYOND) == []  # Gradio cuts off what is too wide
+    assert page.evaluate(OVERFLOWING) == []  # Gradio clips elements that are too wide
 
 
-def test_nobody_else_was_asked(app: App, requests: list[str]) -> None:
+def test_no_other_host_is_contacted(app: App, requests: list[str]) -> None:
     assert any(url.endswith(".js") for url in requests) and any("upload" in url for url in requests)
     elsewhere = [url for url in requests if not url.removeprefix("blob:").startswith((app.url, "data:"))]
     assert elsewhere == []
-    asked = app.asked.read_text().split("\n")
-    assert set(filter(None, asked)) <= {"127.0.0.1", "localhost", "None"} and "127.0.0.1" in asked
+    hosts = app.hosts.read_text().split("\n")
+    assert set(filter(None, hosts)) <= {"127.0.0.1", "localhost", "None"} and "127.0.0.1" in hosts
 
 
 def reachable(url: str) -> bool:
-    """Whether a program listens at other addresses than the usual one of this machine."""
+    """Whether a program also listens on addresses other than 127.0.0.1."""
     port = urlsplit(url).port
     assert port
     with socket.socket() as other:
         return other.connect_ex(("127.0.0.2", port)) == 0
 
 
-def test_it_listens_to_others_on_the_hub_only(app: App, tmp_path: Path) -> None:
+def test_it_accepts_outside_connections_only_on_the_hub(app: App, tmp_path: Path) -> None:
     assert not reachable(app.url)
     named = {"STOCK_MODEL": str(MINIATURE), "COMPRESSED_MODEL": str(MINIATURE), "SPACE_ID": "org/name"}
     with started(tmp_path / "hub", **named) as running:
         assert reachable(running.url)
-        assert set(running.asked.read_text().split()) <= {"127.0.0.1", "localhost", "None", "0.0.0.0"}
+        assert set(running.hosts.read_text().split()) <= {"127.0.0.1", "localhost", "None", "0.0.0.0"}

@@ -1,4 +1,4 @@
-"""Formats that people have, and datasets that cannot be reached."""
+"""Further audio formats, files in unsupported formats, and an unreachable Hub."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_opus_and_aiff_are_found_in_folders(tmp_path: Path) -> None:
     assert len(clips) == 3 and all(abs(len(clip.samples) - 16_000) < 500 for clip in clips)
 
 
-def test_files_that_need_a_conversion_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "memo.m4a").write_bytes(b"....ftypM4A ")
     (tmp_path / "call.webm").write_bytes(b"....")
     with pytest.raises(InputError, match=r"call\.webm and 1 more in .* cannot be read; convert to wav or flac"):
@@ -35,12 +35,12 @@ def test_files_that_need_a_conversion_are_named(tmp_path: Path, caplog: pytest.L
         list(AudioDataset([str(tmp_path / "memo.m4a")]))
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise HTTPError("Connection refused")
 
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(datasets, "get_dataset_split_names", None)  # would try again and again
+    monkeypatch.setattr(datasets, "get_dataset_split_names", None)  # would retry
     with pytest.raises(InputError, match=r"the Hub cannot be reached \(Connection refused\); check") as error:
         AudioDataset(["org/name"])
     assert error.value.setting == "dataset"
