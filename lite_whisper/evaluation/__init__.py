@@ -1,1 +1,1 @@
-"""Transcribing a set of clips and scoring the result."""
+"""Transcribe datasets and score the transcripts."""

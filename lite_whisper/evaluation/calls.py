@@ -1,4 +1,4 @@
-"""Whole calls from the chunks that were transcribed one by one."""
+"""Join the transcribed chunks of a call, so that the call can be scored as a whole."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,23 +9,30 @@ from .manifest import CallChunk, Utterance
 
 def whole_calls(utterances: Sequence[Utterance]) -> list[Utterance]:
     """
-    The lines of a manifest with one for each call in the place of its chunks; manifests without calls stay as they are.
+    Replaces the chunks of each call by one utterance; utterances that are not part of a call stay unchanged.
 
-    What was recognised is joined in the order of the chunks, and belongs to the reference of the call. Seconds add up,
-    so the real-time factor stays.
+    The predictions of the chunks are joined in their order and compared with the reference of the call. Durations and
+    times are summed, so the real-time factor does not change.
+
+    Args:
+        utterances (`Sequence[Utterance]`): the lines of a manifest.
+
+    Returns:
+        `list[Utterance]`: utterances that are not part of a call, then one utterance per call.
     """
     chunks = sorted(
-        (each for each in utterances if isinstance(each, CallChunk)), key=lambda c: (c.parent_id, c.chunk_index)
+        (utterance for utterance in utterances if isinstance(utterance, CallChunk)),
+        key=lambda chunk: (chunk.parent_id, chunk.chunk_index),
     )
-    calls = [_joined(list(of_call)) for _, of_call in groupby(chunks, key=lambda chunk: chunk.parent_id)]
-    return [*(each for each in utterances if not isinstance(each, CallChunk)), *calls]
+    calls = [_join_chunks(list(call)) for _, call in groupby(chunks, key=lambda chunk: chunk.parent_id)]
+    return [*(utterance for utterance in utterances if not isinstance(utterance, CallChunk)), *calls]
 
 
-def _joined(chunks: Sequence[CallChunk]) -> Utterance:
+def _join_chunks(chunks: Sequence[CallChunk]) -> Utterance:
     def total(name: str) -> float:
         return sum(getattr(chunk, name) for chunk in chunks)
 
-    def words(name: str) -> str:
+    def joined_text(name: str) -> str:
         return " ".join(text for chunk in chunks if (text := getattr(chunk, name).strip()))
 
     return replace(
@@ -35,7 +42,7 @@ def _joined(chunks: Sequence[CallChunk]) -> Utterance:
         time=total("time"),
         encoder_time=total("encoder_time"),
         decoder_time=total("decoder_time"),
-        pred_text=words("pred_text"),
-        prediction=words("prediction"),
+        pred_text=joined_text("pred_text"),
+        prediction=joined_text("prediction"),
         fallback=any(chunk.fallback for chunk in chunks),
     )

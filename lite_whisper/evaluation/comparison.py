@@ -1,4 +1,4 @@
-"""Several models on several datasets: a manifest for each pair."""
+"""Evaluate several models on several datasets, with one manifest per pair."""
 
 import importlib.metadata
 import logging
@@ -12,7 +12,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset
-from ..audio.calls import in_chunks
+from ..audio.calls import holds_calls
 from ..common.errors import InputError
 from ..common.files import check_same
 from ..common.memory import PeakMemory
@@ -26,25 +26,26 @@ from .word_error_rate import text_normalizer
 
 logger = logging.getLogger(__name__)
 
-VARYING = ("peak_memory", "left_out", "skipped", "batch_size", "versions", "device")  # do not change a transcript
+# These may differ when an interrupted evaluation is resumed.
+RESUMABLE_CHANGES = ("peak_memory", "left_out", "skipped", "batch_size", "versions", "device")
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     """
-    Which models are evaluated on what.
+    The models and datasets of an evaluation, and its options.
 
     Args:
         models (`Sequence[str]`): Hub ids or folders of Whispers, compressed or not.
         dataset (`Sequence[str]`): audio with transcripts: folders with `metadata.csv`, or Hub datasets.
-        output (`Path`): the folder of the manifests.
-        text_column (`str`, *optional*): of the transcripts, where it has none of the usual names.
-        decoding (`DecodingOptions`): how text is generated.
-        normalizer (`str`): of the texts, one of `NORMALIZERS`.
-        num_clips (`int`, *optional*): clips of each set; all by default.
-        batch_size (`int`): clips that run at once.
-        device (`str`, *optional*): to run on; cuda where there is a GPU by default.
-        dtype (`str`): to compute in.
+        output (`Path`): folder of the manifests.
+        text_column (`str`, *optional*): column of the transcripts, if it has an unusual name.
+        decoding (`DecodingOptions`): beam search, language and task.
+        normalizer (`str`): text normalizer, one of `NORMALIZERS`.
+        num_clips (`int`, *optional*): number of clips from each dataset; all by default.
+        batch_size (`int`): clips per batch.
+        device (`str`, *optional*): device to run on; cuda if there is a GPU by default.
+        dtype (`str`): data type of the computation.
     """
 
     models: Sequence[str]
@@ -60,30 +61,31 @@ class EvaluationSettings:
 
     @property
     def names(self) -> list[str]:
-        """What the models are called in manifests and reports."""
+        """Names of the models in manifests and reports."""
         return [public_name(model) for model in self.models]
 
 
 def evaluate_models(settings: EvaluationSettings) -> list[Path]:
     """
-    Evaluates models on datasets; an interrupted evaluation goes on with the manifests that are there.
+    Evaluates models on datasets and writes a manifest for each pair; existing manifests are resumed.
 
     Args:
-        settings (`EvaluationSettings`): which, and how.
+        settings (`EvaluationSettings`): models, datasets and options.
 
     Returns:
-        The manifests, one for each model and set.
+        `list[Path]`: the manifests, one per model and dataset.
 
     Raises:
-        InputError: two models or sets have one name, a model or set cannot be used, or a manifest was made otherwise.
+        InputError: if two models or datasets have the same name, a model or dataset cannot be used, or an existing
+            manifest was written with different settings.
     """
-    sets = [public_name(source) for source in settings.dataset]
-    for kind, called in (("models", settings.names), ("datasets", sets)):
-        if len(set(called)) < len(called):
-            raise InputError(f"two of the {kind} are called {max(called, key=called.count)}; rename the folder of one")
-    if settings.num_clips and (calls := next(filter(in_chunks, settings.dataset), None)):
+    datasets = [public_name(source) for source in settings.dataset]
+    for kind, names in (("models", settings.names), ("datasets", datasets)):
+        if len(set(names)) < len(names):
+            raise InputError(f"two {kind} have the name {max(names, key=names.count)}; rename one of their folders")
+    if settings.num_clips and (calls := next(filter(holds_calls, settings.dataset), None)):
         raise InputError(
-            f"{calls} is scored by whole calls, of which some of its clips are only a part; take all, or other sets",
+            f"{calls} is scored by whole calls, so all of its clips are needed; leave out the limit on clips",
             setting="num_clips",
         )
     device = join(settings.device)
@@ -91,14 +93,14 @@ def evaluate_models(settings: EvaluationSettings) -> list[Path]:
 
 
 def _evaluate_model(settings: EvaluationSettings, name: str, device: str) -> list[Path]:
-    """Evaluates one model on every set; returns the manifests."""
+    """Evaluates one model on every dataset; returns the manifests."""
     model, processor = load_model(name)
     check_language(settings.decoding.language, model, name)
-    made_with = _model_settings(settings, model, name, device)
+    run_settings = _model_settings(settings, model, name, device)
     model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
     model.eval()
     return [
-        _evaluate_set(settings, model, processor, source, made_with | {"dataset": public_name(source)})
+        _evaluate_set(settings, model, processor, source, run_settings | {"dataset": public_name(source)})
         for source in settings.dataset
     ]
 
@@ -107,9 +109,9 @@ def _model_settings(
     settings: EvaluationSettings, model: WhisperForConditionalGeneration, name: str, device: str
 ) -> dict[str, Any]:
     """
-    What the manifests of a model are made with, whatever the set.
+    The part of a manifest's settings that is the same for all datasets.
 
-    With the set's name all of it except `VARYING` must be the same when a run goes on.
+    When a run is resumed, all settings except `RESUMABLE_CHANGES` must be unchanged.
     """
     return {
         "model": public_name(name),
@@ -132,20 +134,20 @@ def _evaluate_set(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     source: str,
-    made_with: dict[str, Any],
+    run_settings: dict[str, Any],
 ) -> Path:
-    """Evaluates a model on one set, going on with the manifest where there is one; returns its path."""
-    path = manifest_path(settings.output, made_with["model"], made_with["dataset"])
+    """Evaluates a model on one dataset, resuming an existing manifest; returns its path."""
+    path = manifest_path(settings.output, run_settings["model"], run_settings["dataset"])
     clips = AudioDataset([source], text_column=settings.text_column, need_text=True)
     peak = 0
     if is_main_process():
         if path.exists():
-            kept = read_settings(path)
-            decisive = {key: value for key, value in made_with.items() if key not in VARYING}
-            check_same(kept, decisive, path, f"both it and {settings_path(path).name}")
-            peak = kept.get("peak_memory") or 0
-        write_settings(path, made_with)
-    # All chunks of a call have the reference of the call, which may be that of an hour.
+            previous = read_settings(path)
+            expected = {key: value for key, value in run_settings.items() if key not in RESUMABLE_CHANGES}
+            check_same(previous, expected, path, f"both it and {settings_path(path).name}")
+            peak = previous.get("peak_memory") or 0
+        write_settings(path, run_settings)
+    # All chunks of a call share its reference, which may span an hour of speech.
     normalize = lru_cache(maxsize=16)(text_normalizer(settings.normalizer, processor.tokenizer))
     try:
         with PeakMemory(model.device) as memory:
@@ -153,12 +155,12 @@ def _evaluate_set(
                 model, processor, clips, path, normalize, settings.batch_size, settings.decoding, settings.num_clips
             )
     except BaseException:
-        if is_main_process() and not path.exists():  # nothing is left behind before the first result
+        if is_main_process() and not path.exists():  # leave nothing behind if there is no result yet
             settings_path(path).unlink(missing_ok=True)
         raise
     if left_out:
-        logger.warning("%s: left out %d clips whose reference is empty", source, left_out)
+        logger.warning("%s: left out %d clips with an empty reference", source, left_out)
     peak = max(peak, *all_gather([memory.peak]))
     if is_main_process():
-        write_settings(path, made_with | {"peak_memory": peak, "left_out": left_out, "skipped": clips.skipped})
+        write_settings(path, run_settings | {"peak_memory": peak, "left_out": left_out, "skipped": clips.skipped})
     return path

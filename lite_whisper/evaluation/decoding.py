@@ -1,4 +1,4 @@
-"""Clips in, transcripts and encoder time out."""
+"""Transcribe batches of clips and measure the time of the encoder."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from ..models.fallback import computing_all_positions, needs_fallback
 @dataclass
 class EncoderTime:
     """
-    What `timed_encoder` measured.
+    Time spent in the encoder, as measured by `timed_encoder`.
 
     Args:
-        seconds (`float`, *optional*, defaults to 0): in the encoder, all passes together.
-        windows (`int`, *optional*, defaults to 0): of audio that went through it.
+        seconds (`float`, *optional*, defaults to 0): total time of all forward passes.
+        windows (`int`, *optional*, defaults to 0): number of windows encoded.
     """
 
     seconds: float = 0.0
@@ -33,19 +33,19 @@ class EncoderTime:
 
     @property
     def milliseconds_per_window(self) -> float:
-        """Mean time of the encoder for one window of audio."""
+        """Mean encoder time per window, in milliseconds."""
         return 1000 * self.seconds / self.windows
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
     """
-    How text is generated.
+    Options of text generation.
 
     Args:
-        num_beams (`int`, *optional*, defaults to 1): of beam search; 1 is greedy.
-        language (`str`, *optional*): that is spoken; detected where none is given.
-        task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`, into English.
+        num_beams (`int`, *optional*, defaults to 1): number of beams; 1 is greedy decoding.
+        language (`str`, *optional*): code of the spoken language; detected by default.
+        task (`str`, *optional*, defaults to `"transcribe"`): `"transcribe"`, or `"translate"` (into English).
     """
 
     num_beams: int = 1
@@ -59,12 +59,12 @@ GREEDY = DecodingOptions()
 @dataclass
 class Transcripts:
     """
-    What a model heard in clips.
+    The transcripts of a list of clips.
 
     Args:
-        texts (`list[str]`): of each clip, in the order of the clips.
-        encoder_time (`EncoderTime`, *optional*): that it took.
-        retried (`int`, *optional*, defaults to 0): how many clips needed a second try, see `transcribe_batch`.
+        texts (`list[str]`): one transcript per clip, in the order of the clips.
+        encoder_time (`EncoderTime`, *optional*): time spent in the encoder.
+        fallbacks (`int`, *optional*, defaults to 0): number of clips decoded again, see `transcribe_batch`.
     """
 
     texts: list[str]
@@ -74,7 +74,7 @@ class Transcripts:
 
 @contextmanager
 def timed_encoder(model: WhisperForConditionalGeneration) -> Iterator[EncoderTime]:
-    """Measures every pass through the model's encoder while the context lasts."""
+    """Measures every forward pass of the model's encoder within the context."""
     total, started = EncoderTime(), 0.0
 
     def start(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -102,14 +102,21 @@ def transcribe_batch(
     decoding: DecodingOptions = GREEDY,
 ) -> tuple[list[str], float, list[int]]:
     """
-    Transcribes the clips of one batch, without timestamps in the text.
+    Transcribes one batch of clips; the texts contain no timestamps.
 
-    Clips that are longer than the model's window, and whatever is with them, go through Whisper's own sequential
-    long-form decoding. What looks broken where padding was taken for constant is decoded once more without.
+    If a clip is longer than the model's window, the whole batch uses Whisper's sequential decoding. Otherwise, if
+    constant padding was used and the output of a clip looks broken, the clip is decoded again with all positions
+    computed (fallback).
+
+    Args:
+        model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
+        processor (`WhisperProcessor`): its processor.
+        clips (`Sequence[Clip]`): 16 kHz audio.
+        decoding (`DecodingOptions`, *optional*): greedy decoding in the detected language by default.
 
     Returns:
-        `tuple[list[str], float, list[int]]`: the texts, the seconds that `generate()` took (encoder and decoder,
-        without log-mel features and tokenizer), and the places of the clips that were decoded twice.
+        `tuple[list[str], float, list[int]]`: the transcripts; the seconds spent in `generate()` (encoder and decoder,
+        without feature extraction and tokenizer); and the indices of the clips that needed the fallback.
     """
     extractor = processor.feature_extractor
     is_long = any(len(clip.samples) > extractor.n_samples for clip in clips)
@@ -120,14 +127,14 @@ def transcribe_batch(
         return_attention_mask=True,
         **({"truncation": False, "padding": "longest"} if is_long else {}),
     ).to(model.device, model.dtype)
-    # Without a task transformers leaves the task token out, which multilingual models were not trained for.
+    # Without a task, transformers omits the task token, which multilingual models always saw in training.
     multilingual = getattr(model.generation_config, "is_multilingual", False)
     speech: dict[str, Any] = {"task": decoding.task, "language": decoding.language} if multilingual else {}
 
-    def decoded(places: slice | list[int]) -> tuple[list[str], float]:
+    def decode(indices: slice | list[int]) -> tuple[list[str], float]:
         start = now(model.device)
         tokens = model.generate(
-            **{name: tensor[places] for name, tensor in features.items()},
+            **{name: tensor[indices] for name, tensor in features.items()},
             **speech,
             num_beams=decoding.num_beams,
             do_sample=False,
@@ -136,20 +143,20 @@ def transcribe_batch(
         seconds = now(model.device) - start
         return processor.batch_decode(tokens, skip_special_tokens=True), seconds
 
-    texts, seconds = decoded(slice(None))
+    texts, seconds = decode(slice(None))
     fallback = [] if is_long else needs_fallback(model, processor.tokenizer, texts)
     if fallback:
         with computing_all_positions(model):
-            again, more = decoded(fallback)
-        seconds += more
-        for place, text in zip(fallback, again, strict=True):
-            texts[place] = text
+            fallback_texts, fallback_seconds = decode(fallback)
+        seconds += fallback_seconds
+        for index, text in zip(fallback, fallback_texts, strict=True):
+            texts[index] = text
     return texts, seconds, fallback
 
 
 @torch.no_grad()
 def warm_up(model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor) -> None:
-    """Runs one window of silence through the encoder, whose first pass takes longer."""
+    """Encodes one window of silence, since the first forward pass is slower."""
     shape = (1, extractor.feature_size, extractor.nb_max_frames)
     model.get_encoder()(torch.zeros(shape, device=model.device, dtype=model.dtype))
 
@@ -162,27 +169,30 @@ def transcribe(
     decoding: DecodingOptions = GREEDY,
 ) -> Transcripts:
     """
-    Transcribes clips of any length, without timestamps in the text; several processes share the batches.
+    Transcribes clips of any length; several processes share the batches. The texts contain no timestamps.
 
     Args:
         model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
         processor (`WhisperProcessor`): its processor.
         clips (`Sequence[Clip]`): 16 kHz audio.
         batch_size (`int`): clips per batch.
-        decoding (`DecodingOptions`, *optional*): greedy, in the language that the model detects, by default.
+        decoding (`DecodingOptions`, *optional*): greedy decoding in the detected language by default.
+
+    Returns:
+        `Transcripts`: the texts, the encoder time and the number of fallbacks, summed over all processes.
     """
     texts = [""] * len(clips)
     warm_up(model, processor.feature_extractor)
-    found: list[tuple[int, str]] = []
-    twice = 0
-    mine = list(shard(batches_by_length(clips, processor.feature_extractor, batch_size)))
+    transcribed: list[tuple[int, str]] = []
+    fallbacks = 0
+    batches = list(shard(batches_by_length(clips, processor.feature_extractor, batch_size)))
     with timed_encoder(model) as encoder_time:
-        for indices in tqdm(mine, "transcription", unit="batch"):
+        for indices in tqdm(batches, "transcription", unit="batch"):
             batch, _, fallback = transcribe_batch(model, processor, [clips[index] for index in indices], decoding)
-            found += zip(indices, batch, strict=True)
-            twice += len(fallback)
-    for index, text in all_gather(found):
+            transcribed += zip(indices, batch, strict=True)
+            fallbacks += len(fallback)
+    for index, text in all_gather(transcribed):
         texts[index] = text
     times = all_gather([encoder_time])
     total = EncoderTime(sum(t.seconds for t in times), sum(t.windows for t in times))
-    return Transcripts(texts, total, sum(all_gather([twice])))
+    return Transcripts(texts, total, sum(all_gather([fallbacks])))

@@ -1,7 +1,8 @@
-"""From a model and a dataset to a manifest, batch by batch, so that an interrupted run can go on."""
+"""Transcribe a dataset into a manifest batch by batch, so that an interrupted run can be resumed."""
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,11 @@ from .manifest import CallChunk, Utterance, read_manifest
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 128  # clips that are in memory and sorted by length together
-NOT_SCORED = "ignore time segment in scoring"  # the leaderboard leaves such references out, and empty ones
+BLOCK_SIZE = 128  # clips held in memory and sorted by length together
+IGNORED_REFERENCE = "ignore time segment in scoring"  # not scored by the Open ASR leaderboard
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913, PLR0917
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     dataset: AudioDataset,
@@ -36,70 +37,70 @@ def evaluate(
     num_clips: int | None = None,
 ) -> int:
     """
-    Transcribes a dataset and writes a manifest; utterances that it holds already are not repeated.
+    Transcribes a dataset and writes a manifest; utterances already in the manifest are skipped.
 
-    Several processes share the clips, and after each batch the main process writes what all have found. Which clips run
-    together depends neither on the number of processes nor on what was done before an interruption.
+    Several processes share the clips, and the main process writes the results of all of them after each batch. The
+    composition of the batches depends neither on the number of processes nor on earlier interruptions.
 
-    Memory: the model, one batch, and the samples of 128 clips, however large the dataset is.
+    Memory: the model, one batch and the samples of 128 clips, regardless of the size of the dataset.
 
     Args:
         model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
         processor (`WhisperProcessor`): its processor.
-        dataset (`AudioDataset`): with transcripts, always in the same order.
-        path (`Path`): the manifest.
-        normalize (`Callable`): of references and predictions.
-        batch_size (`int`): clips per batch; halved where memory does not suffice.
-        decoding (`DecodingOptions`): how text is generated.
-        num_clips (`int`, *optional*): how many clips to take.
+        dataset (`AudioDataset`): audio with transcripts, in a fixed order.
+        path (`Path`): path of the manifest.
+        normalize (`Callable`): normalizer of references and predictions.
+        batch_size (`int`): clips per batch; halved when memory runs out.
+        decoding (`DecodingOptions`): beam search, language and task.
+        num_clips (`int`, *optional*): number of clips to evaluate; all by default.
 
     Returns:
-        `int`: how many clips were left out because nothing is left of their reference.
+        `int`: number of clips left out because their normalised reference is empty or marked as not scored.
 
     Raises:
-        InputError: not one clip could be read, or the manifest holds others.
+        InputError: if no clip could be read, or the manifest contains clips of another dataset.
     """
     dataset.skipped.clear()
-    done = broadcast(_finished(path) if is_main_process() else {})
+    done = broadcast(_read_done(path) if is_main_process() else {})
     left_out = 0
     warm_up(model, processor.feature_extractor)
 
     def results() -> Iterator[list[Utterance]]:
         nonlocal left_out
-        for chunk in dataset.chunks(CHUNK, num_clips):
-            scored = [(index, entry) for index, entry in chunk if not _is_left_out(normalize(entry.text or ""))]
-            left_out += len(chunk) - len(scored)
-            for index, entry in chunk:
+        for block in dataset.blocks(BLOCK_SIZE, num_clips):
+            scored = [(index, entry) for index, entry in block if not _is_left_out(normalize(entry.text or ""))]
+            left_out += len(block) - len(scored)
+            for index, entry in block:
                 if done.get(index, entry.name) != entry.name:
                     raise InputError(
-                        f"{path} holds {done[index]} in the place of {entry.name}: the clips are not those of the "
-                        "interrupted run; give the same, or another output, or remove the file to begin anew",
+                        f"clip {index} is {done[index]} in {path} but {entry.name} in the dataset; evaluate the same "
+                        "clips as the interrupted run, choose another output, or remove the file to start again",
                         setting="output",
                     )
             if all(index in done for index, _ in scored):
                 continue
             read = [(index, clip) for index, entry in scored if (clip := dataset.read(entry)) is not None]
-            for places in batches_by_length([clip for _, clip in read], processor.feature_extractor, batch_size):
-                batch = [read[place] for place in places]
+            for positions in batches_by_length([clip for _, clip in read], processor.feature_extractor, batch_size):
+                batch = [read[position] for position in positions]
                 if not all(index in done for index, _ in batch):
-                    yield from _transcribed(model, processor, batch, normalize, decoding)
+                    yield from _transcribe_batch(model, processor, batch, normalize, decoding)
 
-    mine, found = results(), len(done)
-    with tqdm(desc="evaluation", unit="clip", initial=found) as progress:
-        while any(parts := all_gather([next(mine, [])])):
+    own_results, num_done = results(), len(done)
+    with tqdm(desc="evaluation", unit="clip", initial=num_done) as progress:
+        while any(parts := all_gather([next(own_results, [])])):
             new = [utterance for part in parts for utterance in part if utterance.index not in done]
             if is_main_process():
                 append_lines(path, new)
-            found += len(new)
+            num_done += len(new)
             progress.update(len(new))
     dataset.skipped = all_gather(dataset.skipped)
     left_out = sum(all_gather([left_out]))
-    dataset.check_found(found + left_out)
+    dataset.check_found(num_done + left_out)
     return left_out
 
 
-def _finished(path: Path) -> dict[int, str]:
-    """The utterances whose lines are there, and the names of their clips; a line that was cut off is removed."""
+def _read_done(path: Path) -> dict[int, str]:
+    """Indices and clip names of the utterances in the manifest; removes a truncated last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return {}
@@ -108,18 +109,19 @@ def _finished(path: Path) -> dict[int, str]:
 
 
 def _is_left_out(reference: str) -> bool:
-    return reference.strip() in ("", NOT_SCORED)
+    return reference.strip() in ("", IGNORED_REFERENCE)
 
 
-def _transcribed(
+def _transcribe_batch(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     batch: list[tuple[int, Clip]],
     normalize: Callable[[str], str],
     decoding: DecodingOptions,
 ) -> Iterator[list[Utterance]]:
-    """The lines of a batch, in halves where it does not fit into memory."""
+    """Yields the manifest lines of a batch, which is split in halves if it does not fit into memory."""
     clips = [clip for _, clip in batch]
+    half = math.ceil(len(batch) / 2)
     start = now(model.device)
     texts = None
     try:
@@ -128,19 +130,18 @@ def _transcribed(
     except RuntimeError as error:
         if len(batch) == 1 or not _is_out_of_memory(error):
             raise
-        logger.warning("out of memory with %d clips at once; going on with %d", len(batch), (len(batch) + 1) // 2)
-    if texts is None:  # outside of the handler, which holds on to the memory that was taken
+        logger.warning("out of memory with %d clips per batch; continuing with %d", len(batch), half)
+    if texts is None:  # outside the handler, since the exception keeps the memory allocated
         gc.collect()
         torch.cuda.empty_cache()
-        half = (len(batch) + 1) // 2
         for part in (batch[:half], batch[half:]):
-            yield from _transcribed(model, processor, part, normalize, decoding)
+            yield from _transcribe_batch(model, processor, part, normalize, decoding)
         return
     seconds = now(model.device) - start
     durations = [len(clip.samples) / SAMPLING_RATE for clip in clips]
     lines: list[Utterance] = []
-    for place, ((index, clip), duration, text) in enumerate(zip(batch, durations, texts, strict=True)):
-        line = partial(CallChunk, **clip.chunk._asdict()) if clip.chunk else Utterance
+    for position, ((index, clip), duration, text) in enumerate(zip(batch, durations, texts, strict=True)):
+        line = partial(CallChunk, **clip.call_position._asdict()) if clip.call_position else Utterance
         lines.append(
             line(
                 index=index,
@@ -153,12 +154,12 @@ def _transcribed(
                 pred_text=normalize(text),
                 reference=clip.text or "",
                 prediction=text,
-                fallback=place in fallback,
+                fallback=position in fallback,
             )
         )
     yield lines
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On the CPU it is a plain RuntimeError.
+    # On the CPU, torch raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

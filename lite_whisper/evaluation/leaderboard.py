@@ -1,4 +1,4 @@
-"""The sets of the Open ASR leaderboard, by the names that `lite-whisper evaluate` gives them."""
+"""Test sets of the Open ASR leaderboard, under the names that `lite-whisper evaluate` accepts."""
 
 from ..audio.calls import EARNINGS22
 
@@ -15,7 +15,7 @@ LANGUAGES = {
     "it": ("fleurs", "mcv", "mls"),
     "pt": ("fleurs", "mls"),
 }
-"""The languages of the multilingual track, and the corpora that it has of each."""
+"""Languages of the multilingual track and the corpora of each."""
 
 SHORT_FORM = {
     f"{BENCHMARK}:ami_cleaned:test": "ami_cleaned_wer",
@@ -26,7 +26,7 @@ SHORT_FORM = {
     f"{BENCHMARK}:spgispeech:test": "spgispeech_wer",
     f"{BENCHMARK}:voxpopuli_cleaned_aa:test": "voxpopuli_cleaned_aa_wer",
 }
-"""The sets of the English table, and the tasks under which the Hub takes results of them."""
+"""Test sets of the English table and the ids of their tasks on the Hub."""
 
 SETS = {
     "leaderboard": list(SHORT_FORM),
@@ -52,4 +52,4 @@ SETS = {
         )
     ],
 }
-"""What stands for several datasets: the tracks of today, and the eight English sets that they have replaced."""
+"""Names that stand for several datasets: the current tracks, and `esb`, the eight earlier English test sets."""

@@ -1,4 +1,4 @@
-"""Manifests: one JSON line for each utterance, in the fields that the scorer of the Open ASR leaderboard reads."""
+"""Manifests: JSON lines, one per utterance, with the fields expected by the scorer of the Open ASR leaderboard."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -9,7 +9,7 @@ from ..common.errors import InputError
 from ..common.files import read_kept, write_kept
 from ..common.json_lines import verify_line
 
-NUMBERS = ("duration", "time", "encoder_time", "decoder_time")
+NUMERIC_FIELDS = ("duration", "time", "encoder_time", "decoder_time")
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,18 @@ class Utterance:
     One line of a manifest.
 
     Args:
-        index (`int`): the place in the dataset.
-        audio_filepath (`str`): the name of the clip.
+        index (`int`): index of the clip in the dataset.
+        audio_filepath (`str`): name of the clip.
         duration (`float`): seconds of audio.
-        time (`float`): seconds that it took; of a batch, the fraction by duration.
-        encoder_time (`float`): those of the encoder.
-        decoder_time (`float`): those of the decoder.
-        text (`str`): the reference, normalised.
-        pred_text (`str`): the prediction, normalised.
-        reference (`str`): as it was given.
-        prediction (`str`): as the model wrote it.
-        retried (`bool`, *optional*, defaults to `False`): whether the first try looked broken, see `second_try`.
+        time (`float`): seconds of processing; the time of a batch is divided among its clips by duration.
+        encoder_time (`float`): seconds spent in the encoder.
+        decoder_time (`float`): seconds spent in the decoder.
+        text (`str`): normalised reference.
+        pred_text (`str`): normalised prediction.
+        reference (`str`): original reference.
+        prediction (`str`): original output of the model.
+        fallback (`bool`, *optional*, defaults to `False`): whether the clip was decoded again with all positions
+            computed, see `models.fallback`.
     """
 
     index: int
@@ -47,11 +48,11 @@ class Utterance:
 @dataclass(frozen=True)
 class CallChunk(Utterance):
     """
-    A line of a manifest that holds one chunk of a call; its reference is that of the whole call.
+    A line of a manifest for one chunk of a call; its reference is the transcript of the whole call.
 
     Args:
-        parent_id (`str`): the call.
-        chunk_index (`int`): the place in it, from 0.
+        parent_id (`str`): id of the call.
+        chunk_index (`int`): index of the chunk in the call, from 0.
     """
 
     parent_id: str = ""
@@ -59,7 +60,7 @@ class CallChunk(Utterance):
 
 
 def manifest_path(folder: Path, model: str, dataset: str) -> Path:
-    """Where the manifest of a model and set lies; its name is the one of the Open ASR leaderboard."""
+    """Path of the manifest of a model and dataset, named as on the Open ASR leaderboard."""
     model, dataset = (name.replace("/", "-").replace(":", "_") for name in (model, dataset))
     return folder / f"MODEL_{model}_DATASET_{dataset}.jsonl"
 
@@ -69,17 +70,19 @@ def read_manifest(path: Path) -> list[Utterance]:
     Reads a manifest, in the order of the dataset.
 
     Raises:
-        InputError: there is none, or a line is not one of a manifest or comes twice; the message names the line.
+        InputError: if the file cannot be read, or a line is invalid or repeated; the message gives the line number.
     """
     try:
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); give a manifest that evaluate has written") from error
+        raise InputError(
+            f"{path} cannot be read ({error}); give a manifest written by lite-whisper evaluate"
+        ) from error
     utterances: dict[int, Utterance] = {}
     for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             values = json.loads(line)
-            # earlier versions named it "retried", or left it out
+            # Older manifests use "retried", or have neither.
             known = {"fallback": values.get("retried", False)} | values
             kind = CallChunk if "parent_id" in values else Utterance
             utterance = kind(**{field.name: known[field.name] for field in fields(kind)})
@@ -87,38 +90,38 @@ def read_manifest(path: Path) -> list[Utterance]:
             verify_line(values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
-                f"{path} line {number} is not one of a manifest or damaged ({type(error).__name__}: {error}); remove "
-                "the line and evaluate again, which adds what is missing"
+                f"{path} line {number} is damaged or not a manifest line ({type(error).__name__}: {error}); remove the "
+                "line and evaluate again to transcribe the missing clip"
             ) from error
         if utterance.index in utterances:
-            raise InputError(f"{path} line {number} repeats utterance {utterance.index}; remove one of the two")
+            raise InputError(f"{path} line {number} repeats utterance {utterance.index}; remove one of the lines")
         utterances[utterance.index] = utterance
     return [utterances[index] for index in sorted(utterances)]
 
 
 def _check_types(utterance: Utterance) -> None:
     for name, value in asdict(utterance).items():
-        whole = {"index": int, "fallback": bool, "chunk_index": int}
-        expected = whole.get(name, (int, float) if name in NUMBERS else str)
+        types = {"index": int, "fallback": bool, "chunk_index": int}
+        expected = types.get(name, (int, float) if name in NUMERIC_FIELDS else str)
         if not isinstance(value, expected):
             raise TypeError(f"{name} is {value!r}")
 
 
 def settings_path(manifest: Path) -> Path:
-    """The file beside a manifest that says how it was made."""
+    """Path of the settings file beside a manifest."""
     return manifest.with_suffix(".settings.json")
 
 
 def read_settings(manifest: Path) -> dict[str, Any]:
     """
-    How a manifest was made.
+    Reads the settings with which a manifest was written.
 
     Raises:
-        InputError: the file beside it is missing or malformed.
+        InputError: if the settings file is missing or malformed.
     """
     return read_kept(settings_path(manifest), "keep it beside its manifest, or remove both and evaluate again")
 
 
 def write_settings(manifest: Path, settings: dict[str, Any]) -> None:
-    """Writes how a manifest was made beside it."""
+    """Writes the settings file beside a manifest."""
     write_kept(settings_path(manifest), settings)

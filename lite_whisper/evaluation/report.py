@@ -1,4 +1,4 @@
-"""Manifests in; figures, tables, plots and the metadata of a model card out."""
+"""Compute error rates and speed from manifests, and write tables, plots and model card metadata."""
 
 import csv
 import json
@@ -23,24 +23,24 @@ from .word_error_rate import check_scoring, error_rates, word_errors
 @dataclass(frozen=True)
 class Result:
     """
-    The figures of one model on one set.
+    Error rates and speed of one model on one dataset.
 
     Args:
-        model (`str`): its name.
-        dataset (`str`): that of the set.
+        model (`str`): name of the model.
+        dataset (`str`): name of the dataset.
         wer (`float`): word error rate in per cent.
         cer (`float`): character error rate in per cent.
-        substitutions (`int`): words that are others.
-        deletions (`int`): words that are missing.
-        insertions (`int`): words that were not said.
-        words (`int`): of all references.
-        rtfx (`float`): seconds of audio transcribed in a second, without loading.
-        encoder_seconds (`float`): time of the encoder.
-        decoder_seconds (`float`): time of the decoder.
-        peak_memory (`int`, *optional*): bytes; `None` where the run was not finished.
-        retried (`int`, *optional*, defaults to 0): utterances that needed a second try with all positions computed.
-        audio_seconds (`float`, *optional*, defaults to 0): how much audio the set holds.
-        scoring (`str`, *optional*, defaults to `"plain"`): how words were counted, one of `SCORINGS`.
+        substitutions (`int`): substituted words.
+        deletions (`int`): deleted words.
+        insertions (`int`): inserted words.
+        words (`int`): words in all references.
+        rtfx (`float`): real-time factor (seconds of audio transcribed per second), without loading.
+        encoder_seconds (`float`): time spent in the encoder.
+        decoder_seconds (`float`): time spent in the decoder.
+        peak_memory (`int`, *optional*): bytes; `None` if the run was not completed.
+        fallbacks (`int`, *optional*, defaults to 0): utterances decoded again with all positions computed.
+        audio_seconds (`float`, *optional*, defaults to 0): total duration of the audio.
+        scoring (`str`, *optional*, defaults to `"plain"`): how word errors were counted, one of `SCORINGS`.
     """
 
     model: str
@@ -63,13 +63,13 @@ class Result:
 @dataclass(frozen=True)
 class Evaluation:
     """
-    A manifest, how it was made, and its figures.
+    A manifest with its settings and results.
 
     Args:
-        path (`Path`): of the manifest.
-        settings (`dict`): how it was made.
-        utterances (`list[Utterance]`): its lines, of a call in chunks the whole.
-        result (`Result`): its figures.
+        path (`Path`): path of the manifest.
+        settings (`dict`): settings with which it was written.
+        utterances (`list[Utterance]`): its lines, with the chunks of each call joined.
+        result (`Result`): error rates and speed.
     """
 
     path: Path
@@ -80,15 +80,18 @@ class Evaluation:
 
 def score(manifests: Sequence[Path], scoring: str = "plain") -> list[Evaluation]:
     """
-    Computes every figure from manifests.
+    Computes error rates and speed from manifests.
 
     Args:
-        manifests (`Sequence[Path]`): that `evaluate_models` has written.
-        scoring (`str`, *optional*, defaults to `"plain"`): how words are counted, one of `SCORINGS`.
+        manifests (`Sequence[Path]`): manifests written by `evaluate_models`.
+        scoring (`str`, *optional*, defaults to `"plain"`): how word errors are counted, one of `SCORINGS`.
+
+    Returns:
+        `list[Evaluation]`: one per manifest, in the same order.
 
     Raises:
-        InputError: a manifest is damaged, empty, without the file that says how it was made, or lacks a part of a call;
-            or what the scoring needs is not installed.
+        InputError: if a manifest is damaged or empty, has no settings file, or lacks chunks of a call; or if a package
+            required by the scoring is not installed.
     """
     check_scoring(scoring)
     evaluations = []
@@ -98,7 +101,7 @@ def score(manifests: Sequence[Path], scoring: str = "plain") -> list[Evaluation]
             raise InputError(f"{path} is empty; evaluate again")
         utterances = whole_calls(lines)
         if any(isinstance(line, CallChunk) for line in lines) and settings.get("skipped") != []:
-            raise InputError(f"{path} lacks chunks of its calls, which are scored as a whole; evaluate to the end")
+            raise InputError(f"{path} lacks chunks of its calls, which are scored as a whole; complete the evaluation")
         rates = error_rates([u.text for u in utterances], [u.pred_text for u in utterances], scoring)
         result = Result(
             model=settings["model"],
@@ -117,7 +120,15 @@ def score(manifests: Sequence[Path], scoring: str = "plain") -> list[Evaluation]
 
 
 def differences(evaluations: Sequence[Evaluation]) -> list[tuple[Result, Result, Difference]]:
-    """Every model against the first one on the same set, with the interval of the paired bootstrap over utterances."""
+    """
+    Compares every model with the first one on the same dataset, by paired bootstrap over utterances.
+
+    Returns:
+        `list[tuple[Result, Result, Difference]]`: result of the model, result of the first model, and the difference.
+
+    Raises:
+        InputError: if the manifests of a dataset contain different utterances.
+    """
     found = []
     first: dict[str, Evaluation] = {}
     for evaluation in evaluations:
@@ -125,7 +136,9 @@ def differences(evaluations: Sequence[Evaluation]) -> list[tuple[Result, Result,
         if base is evaluation:
             continue
         if [(u.index, u.text) for u in base.utterances] != [(u.index, u.text) for u in evaluation.utterances]:
-            raise InputError(f"{base.path} and {evaluation.path} hold different utterances; evaluate both to the end")
+            raise InputError(
+                f"{base.path} and {evaluation.path} contain different utterances; complete both evaluations"
+            )
         errors, base_errors = (
             np.array([word_errors(u.text, u.pred_text, each.result.scoring) for u in each.utterances])
             for each in (evaluation, base)
@@ -136,22 +149,23 @@ def differences(evaluations: Sequence[Evaluation]) -> list[tuple[Result, Result,
 
 
 def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Writes the figures as a list with one object for each model and set."""
+    """Writes the results as a JSON list with one object per model and dataset."""
     with temporary_name(path) as temporary:
         temporary.write_text(json.dumps([asdict(e.result) for e in evaluations], indent=2) + "\n")
 
 
 def figures(result: Result) -> list[tuple[str, str, float]]:
-    """The error rates of a result, as `eval_results` takes them."""
+    """The error rates of a result in the form expected by `eval_results`."""
     return [(result.dataset, "wer", result.wer), (result.dataset, "cer", result.cer)]
 
 
 def eval_results(figures: Iterable[tuple[str, str, float]]) -> list[EvalResult]:
     """
-    Error rates as the metadata of a model card has them.
+    Converts error rates to the metadata of a model card.
 
     Args:
-        figures (`Iterable[tuple]`): of each the dataset (name, or name:config:split), wer or cer, and the per cent.
+        figures (`Iterable[tuple]`): tuples of dataset (name, or name:config:split), metric (`"wer"` or `"cer"`) and
+            value in per cent.
     """
     names = {"wer": "Word error rate (%)", "cer": "Character error rate (%)"}
     found = []
@@ -163,7 +177,7 @@ def eval_results(figures: Iterable[tuple[str, str, float]]) -> list[EvalResult]:
             task_name="Automatic Speech Recognition",
             dataset_type=dataset,
             dataset_name=source,
-            dataset_config=config,  # results of the same type, configuration and split become one entry of a card
+            dataset_config=config,  # the card merges results with equal type, configuration and split
             dataset_split=split,
             metric_type=metric,
             metric_name=names[metric],
@@ -174,7 +188,7 @@ def eval_results(figures: Iterable[tuple[str, str, float]]) -> list[EvalResult]:
 
 
 def write_summary(evaluations: Sequence[Evaluation], folder: Path) -> None:
-    """Writes `summary.csv`, the `model-index` metadata of each model, and the plots, beside the manifests."""
+    """Writes `summary.csv`, the `model-index` metadata of each model and the plots to a folder."""
     with temporary_name(folder / "summary.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, asdict(evaluations[0].result))
         writer.writeheader()

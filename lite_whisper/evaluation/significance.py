@@ -1,4 +1,4 @@
-"""Whether two models differ by more than the choice of utterances."""
+"""Confidence intervals for the difference between two word error rates."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ import numpy as np
 
 class Difference(NamedTuple):
     """
-    A difference in word error rate and its 95 % interval, in percentage points.
+    A difference in word error rate with its 95 % confidence interval, in percentage points.
 
     Args:
         points (`float`): the difference.
-        low (`float`): of the interval.
-        high (`float`): of the interval.
+        low (`float`): lower bound of the interval.
+        high (`float`): upper bound of the interval.
     """
 
     points: float
@@ -24,23 +24,23 @@ def paired_bootstrap(
     errors: np.ndarray, base_errors: np.ndarray, words: np.ndarray, samples: int = 10_000, seed: int = 0
 ) -> Difference:
     """
-    The difference between two models on the same utterances, by resampling utterances (Bisani and Ney, ICASSP 2004).
+    Paired bootstrap over utterances of the difference between two models (Bisani and Ney, ICASSP 2004).
 
     Args:
-        errors (`np.ndarray` of shape `(utterances,)`): word errors of one model in each utterance.
-        base_errors (`np.ndarray` of shape `(utterances,)`): those of the other, in the same utterances.
-        words (`np.ndarray` of shape `(utterances,)`): words of each reference.
-        samples (`int`, *optional*, defaults to 10000): how often utterances are drawn.
-        seed (`int`, *optional*, defaults to 0): of the drawing.
+        errors (`np.ndarray` of shape `(utterances,)`): word errors of the model in each utterance.
+        base_errors (`np.ndarray` of shape `(utterances,)`): word errors of the base model in the same utterances.
+        words (`np.ndarray` of shape `(utterances,)`): number of words in each reference.
+        samples (`int`, *optional*, defaults to 10000): number of bootstrap samples.
+        seed (`int`, *optional*, defaults to 0): seed of the random generator.
 
     Returns:
-        `Difference`: the one model's rate minus the other's.
+        `Difference`: word error rate of the model minus that of the base model.
     """
     difference = np.asarray(errors) - np.asarray(base_errors)
     words = np.asarray(words)
     generator = np.random.default_rng(seed)
     rates = []
-    for _ in range(samples):  # one by one, since a leaderboard has tens of thousands of utterances
+    for _ in range(samples):  # one at a time, since a test set may have tens of thousands of utterances
         drawn = generator.integers(len(words), size=len(words))
         rates.append(100 * difference[drawn].sum() / max(words[drawn].sum(), 1))
     low, high = np.percentile(rates, [2.5, 97.5])

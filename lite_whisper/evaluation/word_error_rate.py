@@ -1,4 +1,4 @@
-"""Error rates on a whole corpus, with Whisper's own normalizers, word by word or with compounds merged."""
+"""Corpus error rates with Whisper's normalizers, word by word or with compounds merged."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -16,18 +16,18 @@ from ..common.errors import InputError
 NORMALIZERS = ("basic", "english", "none")
 SCORINGS = {
     "plain": "word by word (jiwer)",
-    "compounds": "with compounds merged (kaldialign), as the Open ASR leaderboard scores",
+    "compounds": "with compounds merged as on the Open ASR leaderboard (kaldialign)",
 }
-"""Ways to count word errors: under `compounds` neither "white paper" for "whitepaper" nor the reverse is one."""
+"""Ways to count word errors; with `compounds`, "white paper" for "whitepaper" or the reverse is not an error."""
 
 
 def text_normalizer(name: str, tokenizer: WhisperTokenizer) -> Callable[[str], str]:
     """
-    The normalizer of that name: Whisper's basic or English one, or none.
+    Returns the function that normalises texts before they are compared.
 
     Args:
-        name (`str`): one of `NORMALIZERS`.
-        tokenizer (`WhisperTokenizer`): holds the spelling map of the English normalizer; empty where it has none.
+        name (`str`): `"basic"` or `"english"` for Whisper's normalizers, `"none"` to strip white space only.
+        tokenizer (`WhisperTokenizer`): tokenizer with the spelling map of the English normalizer, if it has one.
     """
     if name == "english":
         return EnglishTextNormalizer(tokenizer.english_spelling_normalizer or {})
@@ -37,15 +37,15 @@ def text_normalizer(name: str, tokenizer: WhisperTokenizer) -> Callable[[str], s
 @dataclass(frozen=True)
 class ErrorRates:
     """
-    Errors over the words, or characters, of all references together.
+    Error rates of a corpus: errors in all texts divided by the words or characters of all references.
 
     Args:
         wer (`float`): word error rate in per cent.
         cer (`float`): character error rate in per cent.
-        substitutions (`int`): words that are others.
-        deletions (`int`): words that are missing.
-        insertions (`int`): words that were not said.
-        words (`int`): of all references.
+        substitutions (`int`): substituted words.
+        deletions (`int`): deleted words.
+        insertions (`int`): inserted words.
+        words (`int`): words in all references.
     """
 
     wer: float
@@ -57,13 +57,13 @@ class ErrorRates:
 
 
 def check_scoring(scoring: str) -> None:
-    """Raises `InputError` where what a scoring needs is not installed."""
+    """Raises `InputError` if a package required by the scoring is not installed."""
     if scoring == "compounds" and importlib.util.find_spec("kaldialign") is None:
         raise InputError("kaldialign is not installed; pip install 'lite-whisper[leaderboard]'", setting="scoring")
 
 
 class WordErrors(NamedTuple):
-    """Words that are others, that are missing, and that were not said."""
+    """Number of substituted, deleted and inserted words."""
 
     substitutions: int
     deletions: int
@@ -72,26 +72,27 @@ class WordErrors(NamedTuple):
 
 def error_rates(references: Sequence[str], predictions: Sequence[str], scoring: str = "plain") -> ErrorRates:
     """
-    Error rates of normalised texts.
+    Computes the error rates of normalised texts.
 
     Args:
-        references (`Sequence[str]`): what was said.
-        predictions (`Sequence[str]`): what was recognised.
-        scoring (`str`, *optional*, defaults to `"plain"`): one of `SCORINGS`; characters are always counted plainly.
+        references (`Sequence[str]`): the reference transcripts.
+        predictions (`Sequence[str]`): the model's transcripts, in the same order.
+        scoring (`str`, *optional*, defaults to `"plain"`): one of `SCORINGS`; it does not affect the character error
+            rate.
 
     Raises:
-        InputError: no reference has a word.
+        InputError: if the references contain no words.
     """
     words = sum(len(reference.split()) for reference in references)
     if not words:
-        raise InputError("no reference has a word, so there is no error rate; check the transcripts")
+        raise InputError("the references contain no words, so the error rate is undefined; check the transcripts")
     errors = _count(references, predictions, scoring)
     characters = jiwer.process_characters(list(references), list(predictions))
     return ErrorRates(100 * sum(errors) / words, 100 * characters.cer, *errors, words)
 
 
 def word_errors(reference: str, prediction: str, scoring: str = "plain") -> int:
-    """Substitutions, deletions and insertions of words in one normalised text; for `scoring` see `error_rates`."""
+    """Number of word errors in one normalised text; for `scoring` see `error_rates`."""
     return sum(_count([reference], [prediction], scoring))
 
 
@@ -106,19 +107,19 @@ def _count(references: Sequence[str], predictions: Sequence[str], scoring: str) 
 
 
 def word_error_rate(references: Sequence[str], predictions: Sequence[str], normalize: Callable[[str], str]) -> float:
-    """Errors over the words of all references together, in per cent."""
+    """Word error rate of a corpus in per cent, after normalisation."""
     return error_rates([normalize(text) for text in references], [normalize(text) for text in predictions]).wer
 
 
 class WordErrorRate(evaluate.Metric):
-    """The corpus word error rate as `evaluate.load("wer")` gives it, a fraction, without a network."""
+    """Corpus word error rate as a fraction, like `evaluate.load("wer")` but without network access."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description="Word errors over the words of all references together.",
+            description="Word errors divided by the number of words in all references.",
             citation="",
-            inputs_description="predictions and references, lists of normalised texts",
+            inputs_description="predictions and references: lists of normalised texts",
             features=datasets.Features({"predictions": text, "references": text}),
         )
 

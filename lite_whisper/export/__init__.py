@@ -1,4 +1,4 @@
-"""Models for other runtimes."""
+"""Export models to other runtimes."""
 
 from .export import ExportSettings, export
 

@@ -1,48 +1,66 @@
-"""Any Whisper in, a folder for another runtime out."""
+"""Export a Whisper, compressed or not, to a folder for another runtime."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..common.errors import InputError
 from ..common.files import check_output, temporary_name
 from ..inference_lite_whisper import is_plain, projections
 from ..models.folders import load_model, model_files
-from . import faster_whisper_folder, onnx_folder, openvino_folder
-from .onnx_precision import SUFFIXES
+from .faster_whisper_folder import CTRANSLATE2_DTYPES, write_faster_whisper_folder
+from .onnx_dtypes import ONNX_SUFFIXES
+from .onnx_folder import write_onnx_folder
+from .openvino_folder import OPENVINO_DTYPES, write_openvino_folder
 
-OF_LANGUAGES = ("lang_to_id", "task_to_id", "no_timestamps_token_id")
+MULTILINGUAL_SETTINGS = ("lang_to_id", "task_to_id", "no_timestamps_token_id")
+
+Writer = Callable[[WhisperForConditionalGeneration, WhisperProcessor, Sequence[str], Path], None]
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """
-    What a model can be written as.
+    A format that models can be exported to.
 
     Args:
-        packages (`tuple[str, ...]`): what that takes, by the names under which they are imported.
-        precisions (`tuple[str, ...]`): of the weights.
-        usual (`tuple[str, ...]`): those that are written unless others are asked for.
-        several (`bool`): whether a folder may hold several; otherwise their files have the same names.
+        write (`Callable`): writes a model and its processor with the given data types to a folder.
+        packages (`tuple[str, ...]`): import names of the required packages.
+        dtypes (`tuple[str, ...]`): supported data types of the weights.
+        default_dtypes (`tuple[str, ...]`): data types written by default.
+        several_dtypes (`bool`): whether one folder can hold several data types.
     """
 
+    write: Writer
     packages: tuple[str, ...]
     dtypes: tuple[str, ...]
     default_dtypes: tuple[str, ...]
-    several: bool = False
+    several_dtypes: bool = False
 
 
 EXPORT_FORMATS = {
-    "onnx": Format(("onnx", "onnxscript", "onnxruntime"), tuple(SUFFIXES), ("fp32", "q8"), several=True),
-    "faster-whisper": Format(
-        ("ctranslate2", "faster_whisper"), tuple(faster_whisper_folder.QUANTIZATION), default_dtypes=("fp32",)
+    "onnx": ExportFormat(
+        write_onnx_folder,
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        dtypes=tuple(ONNX_SUFFIXES),
+        default_dtypes=("float32", "int8"),
+        several_dtypes=True,
     ),
-    "openvino": Format(
-        ("onnx", "onnxscript", "openvino", "openvino_tokenizers"), openvino_folder.PRECISIONS, default_dtypes=("fp16",)
+    "faster-whisper": ExportFormat(
+        write_faster_whisper_folder,
+        packages=("ctranslate2", "faster_whisper"),
+        dtypes=CTRANSLATE2_DTYPES,
+        default_dtypes=("float32",),
+    ),
+    "openvino": ExportFormat(
+        write_openvino_folder,
+        packages=("onnx", "onnxscript", "openvino", "openvino_tokenizers"),
+        dtypes=OPENVINO_DTYPES,
+        default_dtypes=("float16",),
     ),
 }
 
@@ -50,14 +68,14 @@ EXPORT_FORMATS = {
 @dataclass(frozen=True)
 class ExportSettings:
     """
-    Which model is to run where.
+    Model, format and data types of an export.
 
     Args:
         model (`str`): Hub id or folder of a Whisper, compressed or not.
-        output (`Path`): the folder to write.
-        format (`str`): a key of `EXPORT_FORMATS`.
-        dtype (`Sequence[str]`, *optional*): precisions, of those of the format, for which see there.
-        overwrite (`bool`): whether a folder at `output` is replaced.
+        output (`Path`): folder to write.
+        format (`str`): target format, a key of `EXPORT_FORMATS`.
+        dtype (`Sequence[str]`, *optional*): data types of the weights; the default ones of the format if not given.
+        overwrite (`bool`): whether to replace an existing folder at `output`.
     """
 
     model: str
@@ -69,23 +87,24 @@ class ExportSettings:
 
 def export(settings: ExportSettings) -> None:
     """
-    Writes a model as a folder for another runtime, which appears only when it is whole.
+    Exports a model to a folder for another runtime; the folder appears only when it is complete.
 
     Args:
-        settings (`ExportSettings`): what to do.
+        settings (`ExportSettings`): model, format and data types.
 
     Raises:
-        InputError: packages are missing, the format has no such precision, or model or output cannot be used.
+        InputError: if packages are missing, the format does not support a data type, or the model or output folder
+            cannot be used.
     """
-    of = EXPORT_FORMATS[settings.format]
-    missing = [name for name in of.packages if importlib.util.find_spec(name) is None]
+    export_format = EXPORT_FORMATS[settings.format]
+    missing = [name for name in export_format.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"{', '.join(missing)} is missing, which the format needs: pip install 'lite-whisper[{settings.format}]'",
+            f"{settings.format} requires {', '.join(missing)}; pip install 'lite-whisper[{settings.format}]'",
             setting="format",
         )
-    precisions = settings.dtype or of.default_dtypes
-    check_precisions(precisions, settings.format)
+    dtypes = settings.dtype or export_format.default_dtypes
+    check_dtypes(dtypes, settings.format)
     check_output(settings.output, settings.model, settings.overwrite)
     check_plain(settings.model)
     model, processor = load_model(settings.model)
@@ -93,70 +112,68 @@ def export(settings: ExportSettings) -> None:
     for parameter in model.eval().parameters():
         parameter.requires_grad_(False)
     with temporary_name(settings.output) as folder:
-        if settings.format == "onnx":
-            onnx_folder.write_onnx_folder(model.float(), processor, precisions, folder)
-        elif settings.format == "openvino":
-            openvino_folder.write_openvino_folder(model.float(), processor, precisions[0], folder)
-        else:
-            faster_whisper_folder.write_faster_whisper_folder(model, processor, precisions[0], folder)
+        export_format.write(model, processor, dtypes, folder)
 
 
-def check_precisions(precisions: Sequence[str], to_format: str) -> None:
+def check_dtypes(dtypes: Sequence[str], format_name: str) -> None:
     """
-    Makes sure that a format has these precisions, and that there is one where its files have one name.
+    Checks that a format supports the data types, and several of them in one folder if several are given.
 
     Raises:
-        InputError: it has not, or there are several.
+        InputError: if it does not.
     """
-    known = EXPORT_FORMATS[to_format].dtypes
-    for precision in precisions:
-        if precision not in known:
-            raise InputError(f"{to_format} has no {precision}, but {', '.join(known)}", setting="dtype")
-    if len(precisions) > 1 and not EXPORT_FORMATS[to_format].several:
+    export_format = EXPORT_FORMATS[format_name]
+    for dtype in dtypes:
+        if dtype not in export_format.dtypes:
+            raise InputError(
+                f"{format_name} does not support {dtype}; choose from {', '.join(export_format.dtypes)}",
+                setting="dtype",
+            )
+    if len(dtypes) > 1 and not export_format.several_dtypes:
         raise InputError(
-            f"a folder for {to_format} has one precision, not {', '.join(precisions)}; write a folder for each",
+            f"a folder for {format_name} holds one data type, not {', '.join(dtypes)}; export each to its own folder",
             setting="dtype",
         )
 
 
 def check_plain(name: str) -> None:
     """
-    Makes sure, before it is loaded, that a model has neither adapters nor quantised layers.
+    Checks, before loading the weights, that a model has no adapters and no quantised layers.
 
     Raises:
-        InputError: it has; or there is no such model.
+        InputError: if it has, or if there is no such model.
     """
     folder, config = model_files(name)
     if config.get("quantization_config"):
-        raise InputError(f"the layers of {name} are quantised; give the model as it was before", setting="dtype")
+        raise InputError(f"the layers of {name} are quantised; export the unquantised model", setting="dtype")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{name} has an adapter; merge it into the model first (merge_and_unload of PEFT)")
 
 
 def check_exportable(model: WhisperForConditionalGeneration, name: str) -> None:
     """
-    Makes sure that a model has what an exported one needs.
+    Checks that a loaded model has plain linear layers and complete generation settings.
 
     Raises:
-        InputError: it has adapters or quantised layers, or its generation settings lack those of languages.
+        InputError: if it has adapters or quantised layers, or its generation settings lack languages or tasks.
     """
     modules = [module for layer in model.get_encoder().layers for module in projections(layer).values()]
-    modules += filter(_multiplies, model.get_decoder().modules())
-    found = [module for module in modules if not is_plain(module)]
-    if found:
+    modules += filter(_is_linear, model.get_decoder().modules())
+    unsupported = next((module for module in modules if not is_plain(module)), None)
+    if unsupported is not None:
         raise InputError(
-            f"{name} has layers of the type {type(found[0]).__name__}; merge adapters into the model first, and give "
-            "the model as it was before its layers were quantised"
+            f"{name} has layers of type {type(unsupported).__name__}; merge adapters into the model first, and export "
+            "the unquantised model"
         )
     if getattr(model.generation_config, "is_multilingual", False):
-        lacking = [key for key in OF_LANGUAGES if not getattr(model.generation_config, key, None)]
-        if lacking:
+        missing = [key for key in MULTILINGUAL_SETTINGS if not getattr(model.generation_config, key, None)]
+        if missing:
             raise InputError(
-                f"generation_config.json of {name} lacks {', '.join(lacking)}; copy it from the Whisper that it was "
-                "made from, or complete the model: lite-whisper convert --upgrade"
+                f"generation_config.json of {name} lacks {', '.join(missing)}; copy the file from the base model, or "
+                "run lite-whisper upgrade"
             )
 
 
-def _multiplies(module: nn.Module) -> bool:
-    """Whether it stands where Whisper has a linear layer."""
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module stands in the place of a linear layer."""
     return hasattr(module, "in_features") and hasattr(module, "out_features")

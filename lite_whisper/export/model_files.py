@@ -1,4 +1,4 @@
-"""The files of a model beside its graphs: configuration, generation settings and tokenizer."""
+"""Write the files beside the graphs of a model: configuration, generation settings and tokenizer."""
 
 import json
 from pathlib import Path
@@ -8,25 +8,26 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..configuration_lite_whisper import LiteWhisperConfig
 
-OF_TORCH = ("auto_map", "constant_padding", "low_rank_config")  # in config.json; the graphs hold what they describe
+# Keys of config.json that only torch needs; the exported graphs already contain what they describe.
+TORCH_ONLY_KEYS = ("auto_map", "constant_padding", "low_rank_config")
 
 
 def write_model_files(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path, **more: Any
 ) -> None:
     """
-    Writes what runtimes without torch read beside the graphs.
+    Writes the files that runtimes without torch read beside the graphs.
 
-    `config.json`, `generation_config.json` and `preprocessor_config.json`; the tokenizer in its new form and in its
-    old.
+    These are `config.json`, `generation_config.json`, `preprocessor_config.json`, and the tokenizer both as
+    `tokenizer.json` and in the older form of `vocab.json`, `merges.txt` and `added_tokens.json`.
 
     Args:
         model (`WhisperForConditionalGeneration`): a stock Whisper or a LiteWhisper.
-        processor (`WhisperProcessor`): its own.
-        folder (`Path`): to write to.
-        more (`Any`): what else `config.json` is to say.
+        processor (`WhisperProcessor`): its processor.
+        folder (`Path`): folder to write to.
+        more (`Any`): further entries of `config.json`.
     """
-    config = {name: value for name, value in model.config.to_dict().items() if name not in OF_TORCH}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in TORCH_ONLY_KEYS}
     if isinstance(model.config, LiteWhisperConfig):
         config["model_type"] = LiteWhisperConfig.model_type
     _write_json(config | more, folder / "config.json")
@@ -40,7 +41,7 @@ def _write_json(values: dict[str, Any], path: Path) -> None:
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Writes the files of transformers, and those of its tokenizers before they were one file."""
+    """Writes the tokenizer in the current and in the older form."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt
     _write_json(tokenizer.get_added_vocab(), folder / "added_tokens.json")

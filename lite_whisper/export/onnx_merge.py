@@ -1,28 +1,27 @@
-"""Two ONNX graphs of a decoder, of the first step and of those that follow, as one with a switch between them."""
+"""Merge the ONNX graphs of the first and the following decoder steps into one graph with a switch."""
 
 import copy
 import hashlib
 from typing import TYPE_CHECKING
 
-from .onnx_graphs import STATES, state_names
+from .onnx_graphs import AUDIO_STATES, STATES, state_names
 
 if TYPE_CHECKING:
     import onnx
 
 SWITCH = "use_cache_branch"
-OF_AUDIO = STATES[2:]
 
 
-def merged(first: "onnx.ModelProto", following: "onnx.ModelProto") -> "onnx.ModelProto":
+def merge_decoders(first: "onnx.ModelProto", following: "onnx.ModelProto") -> "onnx.ModelProto":
     """
-    The decoder in the form that runtimes look for: one graph in which `use_cache_branch` chooses one of two.
+    Merges both decoder graphs into the form that runtimes expect: the input `use_cache_branch` selects one of them.
 
-    Weights that both have are kept once. Keys and values of audio are computed at the first step. Later steps would
-    copy them; they give them back for no clips instead, by which a runtime knows that it keeps those that it has.
+    Shared weights are stored once. The keys and values of cross-attention are computed at the first step. Later steps
+    return them with batch size zero instead of copying them, which tells the runtime to keep the previous ones.
 
     Args:
-        first (`onnx.ModelProto`): of `Graphs`, or what became of it in another precision.
-        following (`onnx.ModelProto`): likewise.
+        first (`onnx.ModelProto`): `Graphs.first`, in any data type.
+        following (`onnx.ModelProto`): `Graphs.following`, in the same data type.
     """
     from onnx import TensorProto, helper
 
@@ -40,8 +39,8 @@ def merged(first: "onnx.ModelProto", following: "onnx.ModelProto") -> "onnx.Mode
     graph = helper.make_graph([choice], "decoder", [*(inputs[name] for name in order), switch], outputs)
     graph.initializer.extend(weights.values())
     for value in (*graph.input, *graph.output):
-        if value.name.endswith(OF_AUDIO):
-            value.type.tensor_type.shape.dim[2].dim_param = "encoder_sequence_length"  # none at the first step
+        if value.name.endswith(AUDIO_STATES):
+            value.type.tensor_type.shape.dim[2].dim_param = "encoder_sequence_length"  # zero at the first step
     opsets = {opset.domain: opset.version for model in (first, following) for opset in model.opset_import}
     return helper.make_model(
         graph,
@@ -53,12 +52,12 @@ def merged(first: "onnx.ModelProto", following: "onnx.ModelProto") -> "onnx.Mode
 def _branch(
     graph: "onnx.GraphProto", name: str, outputs: "list[onnx.ValueInfoProto]", weights: "dict[str, onnx.TensorProto]"
 ) -> "onnx.GraphProto":
-    """A graph as a branch: it reads inputs and weights from outside, and has an own name for everything else."""
+    """Turns a graph into a branch that reads inputs and weights from outside and has unique names for the rest."""
     from onnx import helper
 
     names = {value.name: value.name for value in graph.input} | {"": ""}
     for weight in graph.initializer:
-        names[weight.name] = _shared(weight, weights)
+        names[weight.name] = _share_weight(weight, weights)
     nodes = []
     for node in graph.node:
         nodes.append(copy.deepcopy(node))
@@ -66,20 +65,20 @@ def _branch(
         nodes[-1].input[:] = [names[value] for value in node.input]
         names |= {value: f"{name}/{value}" for value in node.output if value}
         nodes[-1].output[:] = [names[value] for value in node.output]
-    given = []
+    branch_outputs = []
     for value in outputs:
         kind = value.type.tensor_type
         if value.name not in names:
             names[value.name] = f"{name}/{value.name}"
             shape = [0, *(axis.dim_value or 1 for axis in kind.shape.dim[1:])]
-            nothing = helper.make_tensor(names[value.name], kind.elem_type, shape, [])
-            nodes.append(helper.make_node("Constant", [], [names[value.name]], value=nothing))
-        given.append(helper.make_tensor_value_info(names[value.name], kind.elem_type, None))
-    return helper.make_graph(nodes, name, [], given)
+            empty = helper.make_tensor(names[value.name], kind.elem_type, shape, [])
+            nodes.append(helper.make_node("Constant", [], [names[value.name]], value=empty))
+        branch_outputs.append(helper.make_tensor_value_info(names[value.name], kind.elem_type, None))
+    return helper.make_graph(nodes, name, [], branch_outputs)
 
 
-def _shared(weight: "onnx.TensorProto", weights: "dict[str, onnx.TensorProto]") -> str:
-    """The name under which a weight is kept: that of an equal one, where there is one already."""
+def _share_weight(weight: "onnx.TensorProto", weights: "dict[str, onnx.TensorProto]") -> str:
+    """Adds a weight unless an equal one exists; returns the name under which it is stored."""
     from onnx import numpy_helper
 
     digest = hashlib.sha256(f"{weight.data_type} {list(weight.dims)} ".encode())

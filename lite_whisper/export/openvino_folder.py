@@ -1,6 +1,7 @@
-"""A Whisper as a folder of OpenVINO models, laid out as openvino-genai looks for them."""
+"""Write a folder of OpenVINO models in the layout that openvino-genai expects."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,39 @@ from .onnx_folder import save_graph
 from .onnx_graphs import Graphs, trace
 from .openvino_models import compress_weights, stateful_decoder
 
-PRECISIONS = ("fp32", "fp16", "int8")
+OPENVINO_DTYPES = ("float32", "float16", "int8")
 
 
 def write_openvino_folder(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, precision: str, folder: Path
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, dtypes: Sequence[str], folder: Path
 ) -> None:
     """
-    Writes a model with all that runtimes without torch need.
+    Writes a model with all files that runtimes without torch need.
 
-    `openvino_encoder_model`, `openvino_decoder_model`, `openvino_tokenizer` and `openvino_detokenizer`, each of them
-    `.xml` and `.bin`, and the files of `write_model_files`.
+    These are `openvino_encoder_model`, `openvino_decoder_model`, `openvino_tokenizer` and `openvino_detokenizer`, each
+    as `.xml` and `.bin`, and the files of `write_model_files`.
 
     Args:
-        model (`WhisperForConditionalGeneration`): a stock Whisper or a LiteWhisper, in fp32, on the CPU.
-        processor (`WhisperProcessor`): its own.
-        precision (`str`): one of `PRECISIONS`, of the weights: `int8` is of those of products, the rest being fp16.
-        folder (`Path`): to write to.
+        model (`WhisperForConditionalGeneration`): a stock Whisper or a LiteWhisper, on the CPU; it is converted to
+            float32.
+        processor (`WhisperProcessor`): its processor.
+        dtypes (`Sequence[str]`): data type of the weights, one of `OPENVINO_DTYPES`; with `int8`, the weights of
+            matrix products are int8 and all others float16.
+        folder (`Path`): folder to write to.
     """
+    (dtype,) = dtypes
+    model = model.float()
     graphs = trace(model)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _write_models(graphs, Path(scratch), precision, folder)
+        _write_models(graphs, Path(scratch), dtype, folder)
     _write_tokenizer(processor.tokenizer, folder)
-    # For other programs it is Whisper: they need not know what its graphs compute.
+    # Other programs load it as a Whisper; the graphs contain everything specific to LiteWhisper.
     write_model_files(model, processor, folder, model_type="whisper", architectures=["WhisperForConditionalGeneration"])
 
 
-def _write_models(graphs: Graphs, scratch: Path, precision: str, folder: Path) -> None:
-    """Writes encoder and decoder. OpenVINO reads graphs from files, and keeps those open as long as its models live."""
+def _write_models(graphs: Graphs, scratch: Path, dtype: str, folder: Path) -> None:
+    """Writes encoder and decoder, by way of files in `scratch`, which OpenVINO keeps open while its models exist."""
     import openvino
 
     core = openvino.Core()
@@ -49,9 +54,9 @@ def _write_models(graphs: Graphs, scratch: Path, precision: str, folder: Path) -
         read[name] = core.read_model(scratch / f"{name}.onnx")
     decoder = stateful_decoder(read["first"], read["following"])
     for part, model in {"encoder": read["encoder"], "decoder": decoder}.items():
-        if precision == "int8":
+        if dtype == "int8":
             compress_weights(model)
-        openvino.save_model(model, folder / f"openvino_{part}_model.xml", compress_to_fp16=precision != "fp32")
+        openvino.save_model(model, folder / f"openvino_{part}_model.xml", compress_to_fp16=dtype != "float32")
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""LiteWhisper in other programs; each module requires its program, so nothing is imported here."""
+"""Integrations with other libraries; nothing is imported here, since each module requires its library."""

@@ -1,16 +1,16 @@
-"""LiteWhisper for vLLM: what its entry point `vllm.general_plugins` calls."""
+"""Plugin for vLLM, registered under the entry point `vllm.general_plugins`."""
 
 from vllm import ModelRegistry
 
-ARCHITECTURE = "LiteWhisperForConditionalGeneration"  # what config.json names
+ARCHITECTURE = "LiteWhisperForConditionalGeneration"  # as in config.json
 
 
 def register() -> None:
     """
-    Tells vLLM of LiteWhisper; vLLM calls it in each of its processes.
+    Registers LiteWhisper with vLLM, which calls this function in each of its processes.
 
-    transformers, and so vLLM, knows the configuration as soon as this package is imported. The model is named and not
-    imported: vLLM does that in the process that runs it, since CUDA must not start before processes fork.
+    Importing the package registers the configuration with transformers. The model is registered by name: vLLM imports
+    it in the process that runs it, since CUDA must not be initialised before processes fork.
     """
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, f"{__package__}.vllm_model:{ARCHITECTURE}")

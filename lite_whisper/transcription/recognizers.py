@@ -111,10 +111,9 @@ def load_recognizer(
 def _load_ctranslate2(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, compute: ComputeSettings
 ) -> Recognizer:
-    from ..export.faster_whisper_folder import QUANTIZATION  # only needed for this backend
+    from ..export.faster_whisper_folder import CTRANSLATE2_DTYPES  # only needed for this backend
 
-    precision = {name: precision for precision, name in QUANTIZATION.items()}.get(compute.dtype)
-    if precision is None or (precision == "fp16" and compute.device == "cpu"):
+    if compute.dtype not in CTRANSLATE2_DTYPES or (compute.dtype == "float16" and compute.device == "cpu"):
         raise InputError(
             f"CTranslate2 does not support {compute.dtype} on {compute.device}; choose another dtype or backend",
             setting="dtype",
@@ -126,7 +125,7 @@ def _load_ctranslate2(
             f"CTranslate2 is not installed ({error}); install it with pip install 'lite-whisper[faster-whisper]'",
             setting="backend",
         ) from error
-    return CTranslate2Recognizer(model, processor, precision)
+    return CTranslate2Recognizer(model, processor, compute.dtype)
 
 
 def _pick_faster(

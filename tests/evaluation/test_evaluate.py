@@ -76,7 +76,7 @@ def test_the_batch_size_changes_nothing(batch_size, base_model, processor, clips
 
 
 def test_small_chunks_change_nothing(base_model, processor, clips, undisturbed, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(runner, "CHUNK", 3)
+    monkeypatch.setattr(runner, "BLOCK_SIZE", 3)
     evaluate(base_model, processor, Dataset(clips), tmp_path / "m.jsonl", str.strip, 4)
     assert said(tmp_path / "m.jsonl") == said(undisturbed)
 
@@ -86,16 +86,16 @@ def test_a_killed_run_goes_on(seed, base_model, processor, clips, undisturbed, t
     """Killed after any batch, or within the writing of a line."""
     generator = random.Random(seed)
     path = tmp_path / "m.jsonl"
-    append, left = runner.append, generator.randint(0, 2)
+    append_lines, left = runner.append_lines, generator.randint(0, 2)
 
     def stop(path: Path, utterances: list[Utterance]) -> None:
         nonlocal left
-        append(path, utterances)
+        append_lines(path, utterances)
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "append", stop)
+    monkeypatch.setattr(runner, "append_lines", stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate(base_model, processor, Dataset(clips), path, str.strip, 4)
     contents = path.read_bytes()
@@ -129,7 +129,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     assert "out of memory with 8 clips at once; going on with 4" in caplog.text
 
 
-def test_other_failures_and_single_clips_are_not_retried(base_model, processor, clips, tmp_path, monkeypatch) -> None:
+def test_other_failures_and_single_clips_are_raised(base_model, processor, clips, tmp_path, monkeypatch) -> None:
     for error in (RuntimeError("shapes do not match"), torch.OutOfMemoryError("CUDA out of memory")):
 
         def fail(*more, error=error):

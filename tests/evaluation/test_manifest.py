@@ -1,4 +1,4 @@
-"""Manifests come back as they were written, and damage is named."""
+"""Manifests round-trip, and damaged lines are reported."""
 
 import dataclasses
 import json
@@ -8,35 +8,35 @@ from pathlib import Path
 import pytest
 
 from lite_whisper.common.errors import InputError
-from lite_whisper.common.json_lines import append, truncate_torn_line
+from lite_whisper.common.json_lines import append_lines, truncate_torn_line
 from lite_whisper.evaluation.manifest import Utterance, manifest_path, read_manifest
 
 
 def utterance(index: int) -> Utterance:
-    text = "fünf \u2028 six"  # a line separator that is no line's end in JSON Lines
+    text = "fünf \u2028 six"  # a line separator that does not end a line in JSON Lines
     return Utterance(index, f"clip {index}.flac", 1.5, 0.25, 0.125, 0.0625, text, "six", text, "Six.")
 
 
-def test_lines_come_back_in_the_order_of_the_dataset(tmp_path: Path) -> None:
+def test_lines_are_read_in_dataset_order(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    append(path, [utterance(2), utterance(0)])
-    append(path, [utterance(1)])
+    append_lines(path, [utterance(2), utterance(0)])
+    append_lines(path, [utterance(1)])
     assert read_manifest(path) == [utterance(0), utterance(1), utterance(2)]
     lines = path.read_text().removesuffix("\n").split("\n")
     assert [json.loads(line)["index"] for line in lines] == [2, 0, 1]
 
 
 def test_the_leaderboards_fields_and_name(tmp_path: Path) -> None:
-    append(tmp_path / "m.jsonl", [utterance(0)])
+    append_lines(tmp_path / "m.jsonl", [utterance(0)])
     line = json.loads((tmp_path / "m.jsonl").read_text())
     assert {"audio_filepath", "duration", "time", "text", "pred_text"} <= line.keys()
     path = manifest_path(tmp_path, "openai/whisper-tiny", "hf-audio/esb-datasets-test-only-sorted:ami:test")
     assert path.name == "MODEL_openai-whisper-tiny_DATASET_hf-audio-esb-datasets-test-only-sorted_ami_test.jsonl"
 
 
-def test_a_torn_last_line_is_dropped_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_last_line_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "m.jsonl"
-    append(path, [utterance(0), utterance(1)])
+    append_lines(path, [utterance(0), utterance(1)])
     whole = path.read_bytes()
     truncate_torn_line(path)
     assert path.read_bytes() == whole and not caplog.text
@@ -58,27 +58,27 @@ def test_a_torn_last_line_is_dropped_and_told(tmp_path: Path, caplog: pytest.Log
         (lambda line: "[1]", "TypeError"),
     ],
 )
-def test_a_corrupt_line_is_named(change, said: str, tmp_path: Path) -> None:
+def test_a_corrupt_line_is_reported(change, said: str, tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    append(path, [utterance(0), utterance(1), utterance(2)])
+    append_lines(path, [utterance(0), utterance(1), utterance(2)])
     lines = path.read_text().split("\n")
     lines[1] = change(lines[1])
     path.write_text("\n".join(lines))
-    with pytest.raises(InputError, match=rf"m\.jsonl line 2 is not one of a manifest .*{said}"):
+    with pytest.raises(InputError, match=rf"m\.jsonl line 2 is damaged or not a manifest line .*{said}"):
         read_manifest(path)
 
 
-def test_a_line_of_an_earlier_version_says_nothing_of_a_second_try(tmp_path: Path) -> None:
+def test_lines_without_fallback_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     values = dataclasses.asdict(utterance(0))
-    del values["retried"]
+    del values["fallback"]
     path.write_text(json.dumps(values) + "\n")
     assert read_manifest(path) == [utterance(0)]
 
 
-def test_a_line_that_comes_twice_is_named(tmp_path: Path) -> None:
+def test_repeated_lines_and_missing_files_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    append(path, [utterance(0), dataclasses.replace(utterance(0), text="other")])
+    append_lines(path, [utterance(0), dataclasses.replace(utterance(0), text="other")])
     with pytest.raises(InputError, match="line 2 repeats utterance 0"):
         read_manifest(path)
     with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):

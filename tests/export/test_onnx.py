@@ -22,9 +22,9 @@ from lite_whisper.common.errors import InputError
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.export import ExportSettings, export, onnx_folder
 from lite_whisper.export.export import check_exportable
+from lite_whisper.export.onnx_dtypes import ONNX_SUFFIXES, convert_graph
 from lite_whisper.export.onnx_graphs import Graphs, trace
-from lite_whisper.export.onnx_merge import merged
-from lite_whisper.export.onnx_precision import SUFFIXES, in_precision
+from lite_whisper.export.onnx_merge import merge_decoders
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
 
 RANKS = [{"q_proj": 8, "k_proj": 8, "v_proj": 8, "fc1": 24}, {"v_proj": 40}]
@@ -96,15 +96,13 @@ def decoded(decoder: onnx.ModelProto, states: torch.Tensor, tokens: torch.Tensor
 
 
 @pytest.mark.parametrize("clips", [1, 3])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2), ("q8", 0.02), ("q4", 0.3)])
-def test_the_decoder_says_what_the_model_does(
-    padded, graphs: Graphs, precision: str, tolerance: float, clips: int
-) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-2), ("int8", 0.02), ("int4", 0.3)])
+def test_the_decoder_matches_the_model(padded, graphs: Graphs, dtype: str, tolerance: float, clips: int) -> None:
     tokens, states = TOKENS[:clips], torch.randn(clips, FRAMES // 2, D_MODEL)
     with torch.no_grad():
         wanted = padded(encoder_outputs=(states,), decoder_input_ids=tokens, output_attentions=True)
     copies = [onnx.ModelProto.FromString(graph.SerializeToString()) for graph in (graphs.first, graphs.following)]
-    decoder = merged(*(in_precision(graph, precision) for graph in copies))
+    decoder = merge_decoders(*(convert_graph(graph, dtype) for graph in copies))
     onnx.checker.check_model(decoder)
     steps = list(decoded(decoder, states, tokens))
     logits, attended = (
@@ -116,11 +114,13 @@ def test_the_decoder_says_what_the_model_does(
     np.testing.assert_allclose(attended, wanted.cross_attentions[0], atol=tolerance)
 
 
-def test_weights_of_both_branches_are_kept_once(graphs: Graphs) -> None:
-    def held(model: onnx.ModelProto) -> int:
+def test_shared_weights_are_stored_once(graphs: Graphs) -> None:
+    def stored_bytes(model: onnx.ModelProto) -> int:
         return sum(weight.ByteSize() for weight in model.graph.initializer)
 
-    assert held(merged(graphs.first, graphs.following)) < 1.05 * max(held(graphs.first), held(graphs.following))
+    assert stored_bytes(merge_decoders(graphs.first, graphs.following)) < 1.05 * max(
+        stored_bytes(graphs.first), stored_bytes(graphs.following)
+    )
 
 
 def test_no_file_of_this_machine_is_named(graphs: Graphs) -> None:
@@ -128,15 +128,15 @@ def test_no_file_of_this_machine_is_named(graphs: Graphs) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_no_product_is_left_in_full_precision(graphs: Graphs, bits: int, capfd, caplog) -> None:
+def test_all_products_are_quantized(graphs: Graphs, bits: int, capfd, caplog) -> None:
     handlers = logging.getLogger().handlers[:]
     encoder, decoder = (onnx.ModelProto.FromString(part.SerializeToString()) for part in (graphs.encoder, graphs.first))
-    quantized = in_precision(encoder, f"q{bits}")
+    quantized = convert_graph(encoder, f"int{bits}")
     weights = {weight.name for weight in quantized.graph.initializer}
     assert not [node for node in quantized.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     products = [node for node in quantized.graph.node if node.op_type == "MatMulNBits"]
     assert len(products) == 10 + 7 + 1  # a pair has two; and the directions of padding
-    vocabulary = in_precision(decoder, f"q{bits}").graph.initializer
+    vocabulary = convert_graph(decoder, f"int{bits}").graph.initializer
     sizes = [np.prod(weight.dims) for weight in vocabulary if weight.data_type == onnx.TensorProto.FLOAT]
     assert (SIZES["vocab_size"] * D_MODEL in sizes) == (bits == 4)  # the embedding reads the codes of 8 bits
     assert logging.getLogger().handlers == handlers and not any(capfd.readouterr())
@@ -144,9 +144,9 @@ def test_no_product_is_left_in_full_precision(graphs: Graphs, bits: int, capfd, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature in all precisions, by the command."""
+    """The miniature in all data types, by the command."""
     output = tmp_path_factory.mktemp("export") / "digits"
-    options = [MODEL, "--format", "onnx", "--output", output, "--dtype", ",".join(SUFFIXES)]
+    options = [MODEL, "--format", "onnx", "--output", output, "--dtype", ",".join(ONNX_SUFFIXES)]
     assert command.main(list(map(str, options))) == 0
     return output
 
@@ -154,7 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_is_complete(folder: Path) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     parts = ("encoder_model", "decoder_model_merged")
-    graphs = {f"onnx/{part}{suffix}.onnx" for part in parts for suffix in SUFFIXES.values()}
+    graphs = {f"onnx/{part}{suffix}.onnx" for part in parts for suffix in ONNX_SUFFIXES.values()}
     assert graphs <= files
     for name in ("vocab.json", "added_tokens.json", "merges.txt"):
         of_model, written = ((where / name).read_text(encoding="utf-8") for where in (MODEL, folder))
@@ -188,13 +188,13 @@ def test_onnx_asr_gives_the_transcripts_of_transformers(
     assert same == len(wanted) if suffix != "?quantized" else same >= len(wanted) - 2
 
 
-def test_weights_that_are_too_large_lie_beside_the_graph(
+def test_large_weights_are_stored_in_a_separate_file(
     padded, graphs: Graphs, processor: WhisperProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers.js looks into config.json for them."""
     monkeypatch.setattr(onnx_folder, "trace", lambda model: graphs)
-    monkeypatch.setattr(onnx_folder, "LARGEST_FILE", 300_000)
-    onnx_folder.write_onnx_folder(padded, processor, ["fp32"], tmp_path / "large")
+    monkeypatch.setattr(onnx_folder, "MAX_FILE_BYTES", 300_000)
+    onnx_folder.write_onnx_folder(padded, processor, ["float32"], tmp_path / "large")
     config = json.loads((tmp_path / "large/config.json").read_text())
     assert config["model_type"] == "lite-whisper"
     names = ["encoder_model.onnx", "decoder_model_merged.onnx"]
@@ -215,14 +215,14 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "onnxscript" in message and "pip install 'lite-whisper[onnx]'" in message
 
 
-def test_other_layers_are_refused() -> None:
+def test_unsupported_layers_are_rejected() -> None:
     model = random_model(RANKS)
     model.model.encoder.layers[0].fc2 = nn.Sequential(nn.Linear(256, 64))
     with pytest.raises(InputError, match="Sequential; merge adapters"):
         check_exportable(model, "a model")
 
 
-def test_adapters_and_quantised_models_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
+def test_adapters_and_quantised_models_are_rejected_before_loading(tmp_path: Path) -> None:
     config = json.loads((MODEL / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "torchao"}}))
     with pytest.raises(InputError, match=r"the layers of .* are quantised"):
@@ -239,9 +239,9 @@ def test_a_failure_leaves_nothing(graphs: Graphs, tmp_path: Path, monkeypatch: p
         raise RuntimeError("the exporter failed")
 
     monkeypatch.setattr(onnx_folder, "trace", lambda model: graphs)
-    monkeypatch.setattr(onnx_folder, "merged", fails)
+    monkeypatch.setattr(onnx_folder, "merge_decoders", fails)
     with pytest.raises(RuntimeError, match="the exporter failed"):
-        export(ExportSettings(str(MODEL), tmp_path / "out", dtype=("fp32",)))
+        export(ExportSettings(str(MODEL), tmp_path / "out", dtype=("float32",)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,7 +28,7 @@ FRAMES, D_MODEL = 2 * SIZES["max_source_positions"], SIZES["d_model"]
 TOKENS = torch.randint(2, SIZES["vocab_size"], (3, 7), generator=torch.Generator().manual_seed(0))
 FORBIDDEN = [7, 11]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-TOLERANCES = [("fp32", 2e-5), ("fp16", 5e-3), ("int8", 0.05)]
+TOLERANCES = [("float32", 2e-5), ("float16", 5e-3), ("int8", 0.05)]
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,17 @@ def padded() -> LiteWhisperForConditionalGeneration:
 def small(
     padded: LiteWhisperForConditionalGeneration, processor: WhisperProcessor, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """The folder of that model in a precision, traced once."""
+    """The folder of that model in a data type, traced once."""
     graphs = openvino_folder.trace(padded)
     written: dict[str, Path] = {}
 
-    def folder(precision: str) -> Path:
-        if precision not in written:
-            written[precision] = tmp_path_factory.mktemp("openvino") / precision
+    def folder(dtype: str) -> Path:
+        if dtype not in written:
+            written[dtype] = tmp_path_factory.mktemp("openvino") / dtype
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(openvino_folder, "trace", lambda model: graphs)
-                write_openvino_folder(padded, processor, precision, written[precision])
-        return written[precision]
+                write_openvino_folder(padded, processor, [dtype], written[dtype])
+        return written[dtype]
 
     return folder
 
@@ -64,14 +64,14 @@ def compiled(folder: Path, part: str) -> openvino.InferRequest:
 
 
 @pytest.mark.parametrize("ends", [(5,), (12, 20), (FRAMES,), (0,), (10, 0)], ids=str)
-@pytest.mark.parametrize(("precision", "tolerance"), TOLERANCES)
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 def test_the_encoder_computes_what_the_model_does(
-    padded, small, ends: tuple[int, ...], precision: str, tolerance: float
+    padded, small, ends: tuple[int, ...], dtype: str, tolerance: float
 ) -> None:
     features = features_until(*ends)
     with torch.no_grad():
         wanted = padded.get_encoder()(features)[0]
-    encoder = compiled(small(precision), "encoder")
+    encoder = compiled(small(dtype), "encoder")
     found = encoder.infer({"input_features": features.numpy()})["last_hidden_state"]
     np.testing.assert_allclose(found, wanted, atol=tolerance * float(wanted.abs().max()))
 
@@ -79,7 +79,7 @@ def test_the_encoder_computes_what_the_model_does(
 def test_padding_is_not_computed(small) -> None:
     """Where the sound ends early, what enters the layers is shorter."""
     core = openvino.Core()
-    model = core.read_model(small("fp32") / "openvino_encoder_model.xml")
+    model = core.read_model(small("float32") / "openvino_encoder_model.xml")
     norm = next(operation for operation in model.get_ordered_ops() if operation.get_type_name() == "MVN")
     model.add_outputs([norm.output(0)])
     request = core.compile_model(model, "CPU", EXACT).create_infer_request()
@@ -95,10 +95,10 @@ def says(decoder: openvino.InferRequest, tokens: torch.Tensor, states: torch.Ten
     return decoder.infer({**inputs, "beam_idx": np.array(beams, np.int32)})["logits"].copy()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), TOLERANCES)
-def test_the_decoder_says_what_the_model_does(padded, small, precision: str, tolerance: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
+def test_the_decoder_matches_the_model(padded, small, dtype: str, tolerance: float) -> None:
     """Whatever was said before a reset, of more clips or fewer."""
-    decoder = compiled(small(precision), "decoder")
+    decoder = compiled(small(dtype), "decoder")
     for clips in (1, 3, 2):
         tokens, states = TOKENS[:clips], torch.randn(clips, FRAMES // 2, D_MODEL)
         with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_decoder_says_what_the_model_does(padded, small, precision: str, tol
 
 def test_beams_go_on_from_others(padded, small) -> None:
     """From one clip, in the first step once, three beams, two of them from another one's text."""
-    decoder = compiled(small("fp32"), "decoder")
+    decoder = compiled(small("float32"), "decoder")
     states, (start, middle, end) = torch.randn(1, FRAMES // 2, D_MODEL), TOKENS.split([3, 3, 1], dim=1)
     says(decoder, start[:1], states, [0])
     each = states.expand(3, -1, -1)
@@ -130,13 +130,13 @@ def test_beams_go_on_from_others(padded, small) -> None:
 
 
 def test_scores_of_the_attention_to_audio_have_the_name_that_is_looked_for(small) -> None:
-    operations = openvino.Core().read_model(small("fp32") / "openvino_decoder_model.xml").get_ordered_ops()
+    operations = openvino.Core().read_model(small("float32") / "openvino_decoder_model.xml").get_ordered_ops()
     sums = [operation for operation in operations if operation.get_type_name() == "Add"]
     names = [name for each in sums for name in each.output(0).get_names() if SCORES in name]
     assert names == [f"{SCORES}_0"]
 
 
-def test_no_product_is_left_in_full_precision(small) -> None:
+def test_all_products_are_quantized(small) -> None:
     products, codes = [], []
     for part in ("encoder", "decoder"):
         operations = openvino.Core().read_model(small("int8") / f"openvino_{part}_model.xml").get_ops()
@@ -146,19 +146,19 @@ def test_no_product_is_left_in_full_precision(small) -> None:
     assert not [each for each in products if each.input_value(1).get_node().get_type_name() in ("Constant", "Convert")]
     # Of five pairs, seven other layers and the directions of padding; of ten layers and the vocabulary.
     assert codes == [10 + 7 + 1, 10 + 1]
-    sizes = [(small(precision) / "openvino_decoder_model.bin").stat().st_size for precision, _ in TOLERANCES]
+    sizes = [(small(dtype) / "openvino_decoder_model.bin").stat().st_size for dtype, _ in TOLERANCES]
     assert sizes[2] < sizes[1] < 0.51 * sizes[0]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_no_file_of_this_machine_is_named(small, precision: str) -> None:
-    texts = [path.read_text(encoding="utf-8") for path in small(precision).glob("*.xml")]
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_no_file_of_this_machine_is_named(small, dtype: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in small(dtype).glob("*.xml")]
     assert len(texts) == 4 and not [text for text in texts if ".py" in text or ".onnx" in text]
 
 
 @pytest.fixture(scope="module")
 def traced_once() -> Iterator[None]:
-    """The miniature's graphs are the same in all precisions, and tracing takes longest."""
+    """The miniature's graphs are the same in all dtypes, and tracing takes longest."""
     trace, graphs = openvino_folder.trace, {}
 
     def once(model: WhisperForConditionalGeneration) -> Graphs:
@@ -172,14 +172,14 @@ def traced_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["fp32", None, "int8"])
+@pytest.fixture(scope="module", params=["float32", None, "int8"])
 def folder(
     request: pytest.FixtureRequest, traced_once: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str | None, Path]:
-    """The miniature in a precision, by the command; None is the usual one."""
+    """The miniature in a dtype, by the command; None is the default."""
     output = tmp_path_factory.mktemp("export") / "digits"
-    precision = ["--dtype", request.param] if request.param else []
-    assert command.main([str(MODEL), "--format", "openvino", "--output", str(output), *precision]) == 0
+    dtype = ["--dtype", request.param] if request.param else []
+    assert command.main([str(MODEL), "--format", "openvino", "--output", str(output), *dtype]) == 0
     return request.param, output
 
 
@@ -199,12 +199,12 @@ def test_openvino_genai_gives_the_transcripts_of_transformers(
     processor: WhisperProcessor,
     test_clips: list[Clip],
 ) -> None:
-    precision, path = folder
+    dtype, path = folder
     pipeline = openvino_genai.WhisperPipeline(path, "CPU", **EXACT)
     found = [pipeline.generate(clip.samples.tolist()) for clip in test_clips]
     wanted = [text.strip() for text in transcribe(base_model, processor, test_clips, 4).texts]
     same = sum(result.texts[0].strip() == text for result, text in zip(found, wanted, strict=True))
-    assert same == len(wanted) if precision != "int8" else same >= len(wanted) - 2
+    assert same == len(wanted) if dtype != "int8" else same >= len(wanted) - 2
     assert {result.language for result in found} == {"en"}
 
 
@@ -218,21 +218,21 @@ def test_openvino_genai_gives_segments_and_words(folder: tuple[str | None, Path]
 
 
 def test_config_of_a_compressed_model_is_that_of_whisper(small) -> None:
-    config = json.loads((small("fp32") / "config.json").read_text())
+    config = json.loads((small("float32") / "config.json").read_text())
     assert config["model_type"] == "whisper" and config["architectures"] == ["WhisperForConditionalGeneration"]
     assert not {"auto_map", "low_rank_config", "constant_padding"} & set(config)
 
 
 @pytest.mark.parametrize(
-    ("to", "precisions", "message"),
+    ("to", "dtypes", "message"),
     [
-        ("openvino", "fp32,int8", "one precision, not fp32, int8"),
-        ("openvino", "q8", "openvino has no q8, but fp32, fp16, int8"),
-        ("onnx", "int8", "onnx has no int8, but fp32, fp16, q8"),
+        ("openvino", "float32,int8", "one data type, not float32, int8"),
+        ("openvino", "int4", "openvino does not support int4; choose from float32, float16, int8"),
+        ("faster-whisper", "int4", "faster-whisper does not support int4; choose from float32, float16, int8"),
     ],
 )
-def test_precisions_of_another_format_are_refused(to: str, precisions: str, message: str, tmp_path, capsys) -> None:
-    options = [str(MODEL), "--format", to, "--output", str(tmp_path / "out"), "--dtype", precisions]
+def test_dtypes_of_another_format_are_rejected(to: str, dtypes: str, message: str, tmp_path, capsys) -> None:
+    options = [str(MODEL), "--format", to, "--output", str(tmp_path / "out"), "--dtype", dtypes]
     assert command.main(options) == 1
     said = only_message(capsys.readouterr().err)
     assert message in said and "--dtype" in said
@@ -246,7 +246,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "openvino_tokenizers" in message and "pip install 'lite-whisper[openvino]'" in message
 
 
-def test_other_models_are_refused(tmp_path: Path) -> None:
+def test_other_models_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "torchao"}}))
     with pytest.raises(InputError, match="are quantised"):
         export(ExportSettings(str(tmp_path), tmp_path / "out", format="openvino"))

@@ -167,7 +167,7 @@ def test_two_ranks_of_tensor_parallelism(padded: Path, features: torch.Tensor, t
         assert found["first of fc2"] == 1024 // 2 and found["second of fc2"] == 256
 
 
-def test_ranks_that_quantisation_refuses_are_multiplied_out(lite: Path, features, states, caplog) -> None:
+def test_ranks_not_supported_by_quantisation_are_merged(lite: Path, features, states, caplog) -> None:
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
     from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
@@ -194,7 +194,7 @@ def test_missing_factors_are_named(lite: Path, tmp_path: Path) -> None:
     gone = "model.encoder.layers.0.self_attn.v_proj.weight1"
     del weights[gone]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=f"weights are missing from the file: 1, the first being {gone}"):
+    with pytest.raises(ValueError, match=f"factors missing from the file: 1, e.g. {gone}"):
         vllm_model(folder)
 
 
