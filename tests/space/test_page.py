@@ -79,7 +79,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lite_whisper.cli.convert import main
 
     output = tmp_path_factory.mktemp("models") / "compressed"
-    assert main(["--base-model", str(MINIATURE), "--ratio", "0.25", "--output", str(output)]) == 0
+    assert main(["--ratio", "0.25", "--output", str(output)]) == 0
     return output
 
 
