@@ -1,7 +1,7 @@
 """
-Renders the cards in this folder anew from the data beside them: make cards
+Renders the model cards in this folder from their `compression.json`: make cards
 
-What the conversion of a model that is still to be made takes is what its shape took in `benchmarks/conversion.py`.
+The expected time and memory of planned conversions come from the results of `benchmarks/conversion.py`.
 """
 
 import json
@@ -15,7 +15,7 @@ MEASURED = CARDS.parent / "benchmarks/results/conversion-shapes.json"
 
 
 def main() -> None:
-    """Writes what each conversion takes into `compression.json`, and all cards."""
+    """Writes the expected costs into each `compression.json`, and renders all cards."""
     measured = json.loads(MEASURED.read_text())
     rows = {row["shape"]: row for row in measured["rows"]}
     for data in sorted(CARDS.glob("*/compression.json")):

@@ -106,21 +106,21 @@ def converted(tmp_path_factory: pytest.TempPathFactory, base: Path, speech: Path
     """The result of a conversion by the published recipe; tests do not change it."""
     from conversions import arguments
 
-    from lite_whisper.convert import main
+    from lite_whisper.cli.convert import main
 
     output = tmp_path_factory.mktemp("converted") / "lite"
-    assert main(arguments(output, speech, "--model", base, "--moments", moments_file)) == 0
+    assert main(arguments(output, speech, "--base-model", base, "--calibration-file", moments_file)) == 0
     return output
 
 
 @pytest.fixture(scope="session")
 def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature, dense, with what it computes at padded positions; tests do not change it."""
-    from lite_whisper.cli.pad import main
+    from lite_whisper.cli.precompute_padding import main
     from lite_whisper.lowrank import padding
 
     output = tmp_path_factory.mktemp("padded") / "padded"
-    options = ["--num-samples", "12", "--device", "cpu", "--output", str(output)]
+    options = ["--num-windows", "12", "--device", "cpu", "--output", str(output)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(padding, "CLIPS", 48)
         assert main([str(MINIATURE), "--dataset", str(EXAMPLES / "digits/calibration"), *options]) == 0

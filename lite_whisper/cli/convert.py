@@ -8,7 +8,7 @@ from typing import Any
 
 from ..common.processes import is_main_process
 from ..conversion import Conversion, ConversionSettings, convert
-from ..conversion.settings import PRESETS
+from ..conversion.settings import PRESETS, THRESHOLDS
 from ..evaluation.word_error_rate import NORMALIZERS
 from . import exit_codes
 from .options import (
@@ -53,8 +53,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that set the size or speed of the encoder; they exclude one another."""
-    size = parser.add_argument_group("size of the encoder (choose one)").add_mutually_exclusive_group()
+    """Adds the options that set the size or speed of the encoder; `ConversionSettings` accepts one of them."""
+    size = parser.add_argument_group("size of the encoder (choose one)")
     size.add_argument("--encoder-params", type=parameters, metavar="313M", help="maximum number of encoder parameters")
     size.add_argument("--ratio", type=ratio, help="fraction of the encoder's parameters to keep")
     size.add_argument(
@@ -72,7 +72,8 @@ def add_size(parser: argparse.ArgumentParser) -> None:
         "--thresholds",
         type=thresholds,
         metavar="ATTENTION:MLP",
-        help="with --recipe liteasr: fraction of the variance to keep in attention and in the MLP (default: 0.99:0.999)",
+        help="with --recipe liteasr: fraction of the variance to keep in attention and in the MLP "
+        f"(default: {':'.join(map(str, THRESHOLDS))})",
     )
 
 

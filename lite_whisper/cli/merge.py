@@ -12,8 +12,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper merge`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Merge the low-rank factors of a compressed model into dense layers and save it as a stock Whisper, "
-        "for programs that run nothing else.",
+        description="Merge the low-rank factors of a compressed model into dense layers and save it as a stock "
+        "Whisper, for programs that support only stock Whisper.",
     )
     add_model_folder(parser, "compressed model")
     add_output(parser)

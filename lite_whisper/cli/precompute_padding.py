@@ -19,8 +19,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser of `lite-whisper precompute-padding`."""
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Precompute the encoder's response to silence, so that padded positions are skipped and short clips "
-        "run faster. Takes audio without transcripts and any Whisper, compressed or not.",
+        description="Precompute the encoder's response to silence, so that padded positions are skipped and short "
+        "clips run faster. Takes audio without transcripts and any Whisper, compressed or not.",
     )
     add_model_folder(parser)
     add_output(parser)

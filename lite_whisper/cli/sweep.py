@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.processes import is_main_process
-from ..conversion.sweep import Sweep, sweep
+from ..conversion.settings import ConversionSettings
+from ..conversion.sweep import Sweep, check_sweep, sweep
 from . import exit_codes
 from .convert import add_conversion, settings_from
 from .options import add_base_model, add_overwrite, checked, ratios
@@ -33,14 +34,11 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Rejects options that a sweep does not support."""
-    if not arguments.evaluate:
-        parser.error("--evaluate is required: the datasets to measure on")
-    if arguments.recipe == "liteasr" or arguments.cost == "time":
-        parser.error("a sweep compares both recipes at equal size; leave out --recipe and --cost")
-    if arguments.recover or arguments.constant_padding:
-        parser.error("--recover and --constant-padding apply to a single model; leave them out")
+def sweep_settings(arguments: argparse.Namespace) -> ConversionSettings:
+    """The settings given by the options, checked for a sweep."""
+    settings = settings_from(arguments)
+    check_sweep(settings)
+    return settings
 
 
 def print_sweep(sweep: Sweep) -> None:
@@ -56,8 +54,7 @@ def main(argv: Sequence[str] | None = None, program: str = "lite-whisper sweep")
     """Runs `lite-whisper sweep`; returns the exit code."""
     parser = build_parser(program)
     arguments = parser.parse_args(argv)
-    check(parser, arguments)
-    settings = checked(parser, lambda: settings_from(arguments))
+    settings = checked(parser, lambda: sweep_settings(arguments))
 
     def run() -> None:
         result = sweep(settings, arguments.ratios)

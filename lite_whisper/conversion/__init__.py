@@ -1,4 +1,4 @@
-"""From a stock Whisper to a compressed one: calibrate, compress, recover, measure, save."""
+"""Conversion of a stock Whisper to a compressed model: calibrate, compress, recover, measure, save."""
 
 from .convert import Conversion, convert
 from .settings import ConversionSettings

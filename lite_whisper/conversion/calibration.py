@@ -1,4 +1,4 @@
-"""Calibration: what a recipe needs to know of a model's encoder, from audio or from the file that keeps it."""
+"""Calibration: collects statistics of an encoder from audio, or loads them from a file."""
 
 import logging
 import math
@@ -25,22 +25,22 @@ from .settings import ConversionSettings
 
 logger = logging.getLogger(__name__)
 
-FORWARD_PASSES = 7.5  # of the encoder take as long as both passes of the default recipe over a window, on whisper-base
-WORTH_SAYING = 60.0  # seconds
+FORWARD_PASSES = 7.5  # cost of the default recipe per window, in forward passes of the encoder (whisper-base)
+MIN_ANNOUNCED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Calibration:
     """
-    What calibration found, and in which audio.
+    Calibration statistics of an encoder.
 
     Args:
-        moments (`EncoderMoments`): of the encoder's activations.
-        origin (`dict`): from what they were computed.
-        sensitivities (`Sensitivities`, *optional*): of the loss; the published recipe needs none.
-        batches (`list[torch.Tensor]`):
-            The log-mel features, where they had to be read for the default recipe, each of shape
-            `(batch, mel bins, mel frames)`; of several processes each has its shard.
+        moments (`EncoderMoments`): moments of the encoder's activations.
+        origin (`dict`): the settings and audio from which the statistics were computed.
+        sensitivities (`Sensitivities`, *optional*): sensitivities of the loss; not used by the published recipe.
+        batches (`tuple[torch.Tensor, ...]`):
+            The log-mel features, each of shape `(batch, mel bins, mel frames)`, if the default recipe read them; only
+            this process's shard.
     """
 
     moments: EncoderMoments
@@ -50,7 +50,7 @@ class Calibration:
 
 
 def calibration_settings(settings: ConversionSettings, weights: str) -> dict[str, Any]:
-    """What decides the outcome of a calibration: the encoder, by its fingerprint, and the settings."""
+    """The settings that determine the outcome of a calibration, with the encoder's fingerprint."""
     return {
         "encoder_weights": weights,
         "datasets": None if settings.dataset is None else list(settings.dataset),
@@ -69,17 +69,17 @@ def calibrate(
     work: Path,
 ) -> Calibration:
     """
-    What the recipe needs to know of the encoder; what is kept in a file is not computed again.
+    Collects the statistics that the recipe needs. Statistics found in the calibration file are reused.
 
     Args:
-        settings (`ConversionSettings`): which recipe, audio and file.
-        model (`WhisperForConditionalGeneration`): on the device and in the dtype to compute in.
-        extractor (`WhisperFeatureExtractor`): the model's own.
-        weights (`str`): the fingerprint of the encoder as it is stored.
-        work (`Path`): a folder for what an interrupted calibration goes on from.
+        settings (`ConversionSettings`): recipe, audio and calibration file.
+        model (`WhisperForConditionalGeneration`): the base model, on the device and in the dtype to compute in.
+        extractor (`WhisperFeatureExtractor`): feature extractor of the model.
+        weights (`str`): fingerprint of the encoder as stored.
+        work (`Path`): folder for checkpoints, from which an interrupted calibration resumes.
 
     Raises:
-        InputError: the audio or the file cannot be used, or the file was made from something else.
+        InputError: the audio or the file cannot be used, or the file was made with other settings.
     """
     recipe = _calibrate_liteasr if settings.recipe == "liteasr" else _calibrate_loss_aware
     return recipe(settings, model, extractor, calibration_settings(settings, weights), work)
@@ -92,17 +92,16 @@ def _calibrate_liteasr(
     wanted: dict[str, Any],
     work: Path,
 ) -> Calibration:
-    """The published recipe: moments alone, from a stream of the audio."""
-    kept = _load(settings.calibration_file, wanted)
-    if kept:
-        return replace(kept, sensitivities=None)
+    """Published recipe: moments only, from streamed audio."""
+    if loaded := _load(settings.calibration_file, wanted):
+        return replace(loaded, sensitivities=None)
     audio, features = calibration_windows(settings, extractor)
     windows = math.ceil(settings.num_windows / num_processes())
     moments = collect_moments(model, features, windows, _checkpoint(settings, work, "moments", wanted))
-    found = Calibration(moments, _origin(wanted, moments, audio))
+    calibration = Calibration(moments, _origin(wanted, moments, audio))
     if settings.calibration_file and is_main_process():
-        save_calibration(found.moments, settings.calibration_file, found.origin)
-    return found
+        save_calibration(calibration.moments, settings.calibration_file, calibration.origin)
+    return calibration
 
 
 def _calibrate_loss_aware(
@@ -112,67 +111,67 @@ def _calibrate_loss_aware(
     wanted: dict[str, Any],
     work: Path,
 ) -> Calibration:
-    """The default recipe: moments and sensitivities; the padding may be learnt from the same features."""
+    """Default recipe: moments and sensitivities; the features are kept because padding may be precomputed from them."""
     path = settings.calibration_file or work / "moments.safetensors"
-    kept = _load(path, wanted)
-    if kept and kept.sensitivities:
-        return kept
+    calibration = _load(path, wanted)
+    if calibration and calibration.sensitivities:
+        return calibration
     audio, features = calibration_windows(settings, extractor)
     batches = tuple(features)
     windows = sum(map(len, batches))
-    _announce(model, batches, windows)
-    if kept is None:
+    _announce_duration(model, batches, windows)
+    if calibration is None:
         moments = collect_moments(model, batches, windows, _checkpoint(settings, work, "moments", wanted))
-        kept = _in_file(Calibration(moments, _origin(wanted, moments, audio)), path)
+        calibration = _save_and_map(Calibration(moments, _origin(wanted, moments, audio)), path)
         del moments
-    if kept.sensitivities is None:
+    if calibration.sensitivities is None:
         checkpoint = _checkpoint(settings, work, "sensitivities", wanted)
         sensitivities = collect_sensitivities(model, batches, settings.seed, windows, checkpoint=checkpoint)
-        kept = _in_file(replace(kept, sensitivities=sensitivities), path)
+        calibration = _save_and_map(replace(calibration, sensitivities=sensitivities), path)
         del sensitivities
-    return replace(kept, batches=batches)
+    return replace(calibration, batches=batches)
 
 
-def _in_file(found: Calibration, path: Path) -> Calibration:
-    """Writes what was found, and returns it mapped into memory from there: it takes room only while it is used."""
+def _save_and_map(calibration: Calibration, path: Path) -> Calibration:
+    """Saves statistics and returns them memory-mapped from the file, so that only the parts in use occupy memory."""
     if is_main_process():
-        save_calibration(found.moments, path, found.origin, found.sensitivities)
+        save_calibration(calibration.moments, path, calibration.origin, calibration.sensitivities)
     PartialState().wait_for_everyone()
     moments, sensitivities, _ = load_calibration(path)
-    return replace(found, moments=moments, sensitivities=sensitivities)
+    return replace(calibration, moments=moments, sensitivities=sensitivities)
 
 
 @torch.no_grad()
-def _announce(model: WhisperForConditionalGeneration, batches: Sequence[torch.Tensor], windows: int) -> None:
-    """Says how long the default recipe will calibrate, unless that is soon over; measured on the first batch."""
+def _announce_duration(model: WhisperForConditionalGeneration, batches: Sequence[torch.Tensor], windows: int) -> None:
+    """Prints the expected duration of the default recipe if it is long, measured on the first batch."""
     if not windows:
         return
     encoder, features = model.get_encoder(), batches[0].to(model.device, model.dtype)
-    encoder(features[:1])  # which prepares the device
+    encoder(features[:1])  # warm-up
     start = now(model.device)
     encoder(features)
     seconds = FORWARD_PASSES * windows / len(features) * (now(model.device) - start)
-    if seconds > WORTH_SAYING and is_main_process():
+    if seconds > MIN_ANNOUNCED_SECONDS and is_main_process():
         tqdm.write(f"calibration takes about {seconds / 60:.0f} minutes", file=sys.stderr)
 
 
 def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:
-    """What the file keeps, where there is one; it must have been made as is wanted, in whichever audio if unnamed."""
+    """Loads the calibration file if it exists; its settings must match, except that no datasets match any datasets."""
     if path is None:
         return None
     check_output_file(path, "calibration_file")
     if not broadcast(path.exists()):
         return None
     moments, sensitivities, origin = load_calibration(path)
-    unnamed = wanted["datasets"] is None
-    check_same(origin, {"encoder_weights": wanted["encoder_weights"]} if unnamed else wanted, path)
+    any_audio = wanted["datasets"] is None
+    check_same(origin, {"encoder_weights": wanted["encoder_weights"]} if any_audio else wanted, path)
     return Calibration(moments, origin, sensitivities)
 
 
 def calibration_windows(
     settings: ConversionSettings, extractor: WhisperFeatureExtractor
 ) -> tuple[AudioDataset, Iterator[torch.Tensor]]:
-    """The calibration audio, and this process's shard of its log-mel features, batch by batch."""
+    """The calibration audio, and an iterator over this process's batches of its log-mel features."""
     assert settings.dataset is not None and settings.noise is not None
     audio = AudioDataset(settings.dataset, seed=settings.seed)
     size, count = settings.batch_size, settings.num_windows

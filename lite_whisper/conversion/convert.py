@@ -1,4 +1,4 @@
-"""A conversion from beginning to end: calibrate, compress, recover, learn the padding, measure, save."""
+"""Converts a Whisper: calibrate, compress, recover, precompute padding, measure and save."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from .settings import ConversionSettings
 @dataclass(frozen=True)
 class Conversion:
     """
-    What a conversion has made.
+    Result of a conversion.
 
     Args:
         folder (`Path`): the model folder.
-        before (`Figures`): sizes of the base model and, where it was evaluated, word error rate and encoder time.
-        after (`Figures`): those of the compressed model.
-        report (`dict`): all that is said of it, the contents of its `compression.json`.
+        before (`Figures`): sizes of the base model and, if evaluated, its word error rate and encoder time.
+        after (`Figures`): the same figures of the compressed model.
+        report (`dict`): the contents of `compression.json`.
     """
 
     folder: Path
@@ -46,14 +46,14 @@ class Conversion:
 @dataclass(frozen=True)
 class CalibratedModel:
     """
-    A base model, ready to be compressed.
+    A base model with its calibration statistics.
 
     Args:
-        model (`WhisperForConditionalGeneration`): on the device to compute on.
+        model (`WhisperForConditionalGeneration`): the model, on the device to compute on.
         processor (`WhisperProcessor`): its processor.
-        folder (`Path`): of its files.
-        dtype (`torch.dtype`): in which it is stored.
-        calibration (`Calibration`): what the recipe needs to know of it.
+        folder (`Path`): folder that holds its files.
+        dtype (`torch.dtype`): data type of its stored weights.
+        calibration (`Calibration`): its calibration statistics.
     """
 
     model: WhisperForConditionalGeneration
@@ -65,20 +65,20 @@ class CalibratedModel:
 
 def convert(settings: ConversionSettings) -> Conversion:
     """
-    Compresses the encoder of a Whisper and writes the result as a complete model folder.
+    Compresses the encoder of a Whisper and writes a complete model folder.
 
-    An interrupted conversion goes on where it stopped when it is called again with the same settings; until it is done,
-    what it has found lies in a folder `.unfinished` beside the output. Several processes that `accelerate launch`
-    started share the work, and one of them writes.
+    An interrupted conversion resumes when called again with the same settings; intermediate results are stored in a
+    `.unfinished` folder next to the output until then. Processes started by `accelerate launch` share the work, and the
+    main process writes the result.
 
     Args:
-        settings (`ConversionSettings`): what to do.
+        settings (`ConversionSettings`): settings of the conversion.
 
     Raises:
-        InputError: model, audio or output cannot be used, or the size cannot be reached.
+        InputError: the model, audio or output cannot be used, or the size cannot be reached.
     """
     if settings.profile:
-        load_time_table(settings.profile)  # what is wrong with it should be known before the calibration
+        load_time_table(settings.profile)  # report a damaged profile before the calibration
     check_output(settings.output, settings.base_model, settings.overwrite)
     device = join(settings.device)
     clips = clips_to_transcribe(settings)
@@ -89,10 +89,10 @@ def convert(settings: ConversionSettings) -> Conversion:
         else:
             lite, recipe_report = compress_loss_aware(settings, base.model, base.calibration)
         if settings.recover and any(lite.config.low_rank_config or []):
-            recipe_report["recovery"] = _recovered(settings, lite, base, recipe_report, work / "recovery")
+            recipe_report["recovery"] = _recover_factors(settings, lite, base, recipe_report, work / "recovery")
             base.model.to(device)  # type: ignore[arg-type]
         if settings.constant_padding:
-            # They were not kept by the published recipe, nor read where a file holds the calibration.
+            # The published recipe streams its windows, and a calibration file replaces reading them.
             windows = base.calibration.batches or calibration_windows(settings, base.processor.feature_extractor)[1]
             update_padding(lite.float(), windows, settings.seed)
         before, after = (measure(model, base.processor, clips, settings, base.dtype) for model in (base.model, lite))
@@ -110,16 +110,16 @@ def load_and_calibrate(
     settings: ConversionSettings, device: str, work: Path, ratios: Sequence[float] = ()
 ) -> CalibratedModel:
     """
-    Loads a base model and gathers what the recipe needs to know of it.
+    Loads and calibrates a base model.
 
     Args:
-        settings (`ConversionSettings`): what to do.
-        device (`str`): to compute on.
-        work (`Path`): a folder for what an interrupted calibration goes on from.
-        ratios (`Sequence[float]`, *optional*): sizes that are wanted instead of the one in the settings.
+        settings (`ConversionSettings`): settings of the conversion.
+        device (`str`): device to compute on.
+        work (`Path`): folder for checkpoints, from which an interrupted calibration resumes.
+        ratios (`Sequence[float]`, *optional*): sizes to check for feasibility instead of the size in the settings.
 
     Raises:
-        InputError: model or audio cannot be used, or a size cannot be reached.
+        InputError: the model or audio cannot be used, or a size cannot be reached.
     """
     model, folder = load_base_model(settings.base_model)
     check_feasible(settings, model, ratios)
@@ -128,20 +128,20 @@ def load_and_calibrate(
     model.to(device=device, dtype=getattr(torch, settings.dtype))  # type: ignore[call-arg]
     calibration = calibrate(settings, model, processor.feature_extractor, weights, work)
     if torch.promote_types(model.dtype, stored_dtype) != model.dtype:
-        # Calibration may be rough, the result may not.
+        # Calibration tolerates a lower precision than the stored weights; the result does not.
         del model
         model = load_base_model(settings.base_model)[0].to(device)  # type: ignore[arg-type]
     return CalibratedModel(model, processor, folder, stored_dtype, calibration)
 
 
-def _recovered(
+def _recover_factors(
     settings: ConversionSettings,
     lite: LiteWhisperForConditionalGeneration,
     base: CalibratedModel,
     recipe_report: RecipeReport,
     folder: Path,
 ) -> dict[str, Any]:
-    """Trains the factors, in place; returns what there is to say of it."""
+    """Trains the factors in place and returns the `recovery` entry of the report."""
     assert settings.dataset is not None and settings.recover is not None and settings.noise is not None
     return recover(
         lite.float(),
@@ -170,7 +170,7 @@ def _report(
         "calibration": {
             **origin,
             "datasets": [public_name(source) for source in origin["datasets"]],
-            "windows": frames // lite.config.max_source_positions,  # the audio may have held fewer than num_windows
+            "windows": frames // lite.config.max_source_positions,  # fewer than num_windows if the audio is short
         },
         "low_rank_config": lite.config.low_rank_config,
         "constant_padding": bool(lite.config.constant_padding),

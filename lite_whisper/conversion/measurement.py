@@ -1,4 +1,4 @@
-"""Sizes, word error rate and encoder time of a model, before and after a conversion."""
+"""Measures sizes, word error rate and encoder time of a model before and after a conversion."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset, Clip
-from ..audio.calls import in_chunks
+from ..audio.calls import holds_calls
 from ..common.errors import InputError
 from ..evaluation.decoding import transcribe
 from ..evaluation.word_error_rate import text_normalizer, word_error_rate
@@ -15,23 +15,23 @@ from ..models.folders import encoder_parameters
 from .settings import ConversionSettings
 
 Figures = dict[str, float]
-"""encoder_parameters, total_parameters, weight_bytes; where clips were transcribed word_error_rate (per cent) and
+"""encoder_parameters, total_parameters, weight_bytes; if clips were transcribed, also word_error_rate (per cent) and
 encoder_milliseconds (per window)."""
 
 
 def clips_to_transcribe(settings: ConversionSettings) -> list[Clip]:
     """
-    The clips of the evaluation, which must have transcripts.
+    Loads the clips of the evaluation datasets.
 
     Raises:
-        InputError: one has none, or a set is scored by whole calls.
+        InputError: a clip has no transcript, or a dataset is scored by whole calls.
     """
-    if calls := next(filter(in_chunks, settings.evaluate), None):
-        raise InputError(f"{calls} is scored by whole calls, which lite-whisper evaluate does", setting="evaluate")
+    if calls := next(filter(holds_calls, settings.evaluate), None):
+        raise InputError(f"{calls} is scored by whole calls; use lite-whisper evaluate", setting="evaluate")
     clips = list(AudioDataset(settings.evaluate)) if settings.evaluate else []
     if not all(clip.text for clip in clips):
         raise InputError(
-            "the evaluation needs transcripts: a folder with metadata.csv, or a dataset with a text column",
+            "the evaluation requires transcripts: give a folder with metadata.csv, or a dataset with a text column",
             setting="evaluate",
         )
     return clips
@@ -45,14 +45,14 @@ def measure(
     stored_dtype: torch.dtype,
 ) -> Figures:
     """
-    Measures a model, a compressed one in its inference mode.
+    Measures a model; compressed models run with optimised inference.
 
     Args:
-        model (`WhisperForConditionalGeneration`): a Whisper or LiteWhisper.
+        model (`WhisperForConditionalGeneration`): a base or compressed model.
         processor (`WhisperProcessor`): its processor.
-        clips (`Sequence[Clip]`): 16 kHz audio with transcripts; sizes alone where there is none.
+        clips (`Sequence[Clip]`): 16 kHz audio with transcripts; if empty, only sizes are reported.
         settings (`ConversionSettings`): batch size and normalizer.
-        stored_dtype (`torch.dtype`): of the weights on disk.
+        stored_dtype (`torch.dtype`): data type of the weights on disk.
     """
     figures: Figures = {
         "encoder_parameters": encoder_parameters(model),

@@ -1,4 +1,4 @@
-"""Any Whisper in, the same model with what its encoder computes at padded positions out."""
+"""Precomputes padding: adds tables of the encoder's states at padded positions to a model."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ from .settings import NOISE, Noise
 @dataclass(frozen=True)
 class PaddingSettings:
     """
-    Which model is to know its padding, from which audio.
+    Settings for learning the padding tables of a model.
 
     Args:
         model (`str`): Hub id or folder of a Whisper, compressed or not.
         output (`Path`): the folder to write.
         dataset (`Sequence[str]`): audio without transcripts: files, folders or Hub datasets.
-        overwrite (`bool`): whether a model folder at `output` is replaced.
-        num_windows (`int`): windows of audio.
+        overwrite (`bool`): whether to replace an existing model folder at `output`.
+        num_windows (`int`): number of windows of audio.
         noise (`tuple`): range of signal-to-noise ratios in dB, as in `ConversionSettings`.
-        seed (`int`): of the samples, the noise, and the lengths and loudness that they are given.
-        batch_size (`int`): windows that run at once.
-        device (`str`, *optional*): cuda where there is a GPU by default.
+        seed (`int`): seed for sampling the audio, its noise, and the lengths and levels to which it is cut and scaled.
+        batch_size (`int`): windows per batch.
+        device (`str`, *optional*): device to compute on; default: cuda if there is a GPU.
     """
 
     model: str
@@ -50,13 +50,13 @@ class PaddingSettings:
 
 def update_padding(model: LiteWhisperForConditionalGeneration, batches: Iterable[torch.Tensor], seed: int) -> None:
     """
-    Lets a model learn its padding, in place; one that knew it learns it anew, and stays switched on or off.
+    Computes or replaces the padding tables of a model in place. Existing tables stay enabled or disabled.
 
     Args:
-        model (`LiteWhisperForConditionalGeneration`): in fp32, on the device to compute on.
+        model (`LiteWhisperForConditionalGeneration`): model in float32, on the device to compute on.
         batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): this process's shard of the
             calibration windows.
-        seed (`int`): of the lengths and loudness that they are given.
+        seed (`int`): seed for the lengths and levels to which the windows are cut and scaled.
     """
     enabled = not model.config.constant_padding or model.config.constant_padding["enabled"]
     set_padding_tables(model, fit_padding(model, list(batches), seed))
@@ -65,16 +65,16 @@ def update_padding(model: LiteWhisperForConditionalGeneration, batches: Iterable
 
 def precompute_padding(settings: PaddingSettings) -> int:
     """
-    Learns what a model computes at padded positions, and writes the model with it as a model folder.
+    Precomputes padding for a model and writes the result as a model folder.
 
     Args:
-        settings (`PaddingSettings`): what to do.
+        settings (`PaddingSettings`): model, audio and output.
 
     Returns:
-        `int`: how many parameters the encoder has more.
+        `int`: number of parameters added to the encoder.
 
     Raises:
-        InputError: model, audio or output cannot be used.
+        InputError: the model, audio or output cannot be used.
     """
     check_output(settings.output, settings.model, settings.overwrite)
     device = join(settings.device)
@@ -95,12 +95,9 @@ def precompute_padding(settings: PaddingSettings) -> int:
     if report:
         report["constant_padding"] = True
     if report and "after" in report:
-        for size_of, each in (
-            ("encoder_parameters", 1),
-            ("total_parameters", 1),
-            ("weight_bytes", stored_dtype.itemsize),
-        ):
-            report["after"][size_of] += added * each
+        report["after"]["encoder_parameters"] += added
+        report["after"]["total_parameters"] += added
+        report["after"]["weight_bytes"] += added * stored_dtype.itemsize
     if is_main_process():
         save_model_folder(model.to(dtype=stored_dtype), files, settings.output, report)  # type: ignore[call-arg]
     return added

@@ -1,4 +1,4 @@
-"""What the encoder of a Whisper and low-rank pairs in it take on this machine."""
+"""Benchmarks a Whisper encoder and its low-rank layers on this machine."""
 
 import platform
 from pathlib import Path
@@ -17,23 +17,23 @@ from ..lowrank.time_cost import DENSE, TimeTable
 from ..modeling_lite_whisper import LiteWhisperEncoder
 from ..models.folders import base_model_files
 
-SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-"""The ranks that are measured, as shares of the full rank."""
+RANK_FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+"""The ranks to measure, as fractions of the full rank."""
 
 
 @torch.no_grad()
 def measure_time_table(config: WhisperConfig, batch_size: int, device: str, dtype: torch.dtype) -> TimeTable:
     """
-    Measures a Whisper's encoder, as it is and in the inference mode, and its products at several ranks.
+    Measures a Whisper encoder with and without optimised inference, and its matrix products at several ranks.
 
-    The weights are random, since times do not depend on them; the memory is that of the encoder. Attention counts as
-    in Whisper, though at very small ranks it may run in the reduced dimension and take less.
+    Weights are random, since times do not depend on them; memory use equals the encoder's. Attention is timed at full
+    dimension, although at very small ranks it can run faster in the reduced dimension.
 
     Args:
-        config (`WhisperConfig`): of the Whisper.
-        batch_size (`int`): windows that run at once.
-        device (`str`): to run on.
-        dtype (`torch.dtype`): to compute in.
+        config (`WhisperConfig`): configuration of the Whisper.
+        batch_size (`int`): windows per batch.
+        device (`str`): device to run on.
+        dtype (`torch.dtype`): data type to compute in.
     """
     shapes = {projection: projection_shape(config, projection) for projection in PROJECTIONS}
     with torch.device(device):
@@ -42,7 +42,7 @@ def measure_time_table(config: WhisperConfig, batch_size: int, device: str, dtyp
     x = features.new_empty(batch_size, config.max_source_positions)
     measured = list(dict.fromkeys(shapes.values()))
     products: dict[tuple[int, int], dict[int | str, float]] = {shape: {} for shape in measured}
-    full_ranks = {shape: [max(1, round(share * min(shape))) for share in SHARES] for shape in measured}
+    full_ranks = {shape: [max(1, round(fraction * min(shape))) for fraction in RANK_FRACTIONS] for shape in measured}
     with tqdm(desc="profile", total=2 + sum(1 + len(set(ranks)) for ranks in full_ranks.values())) as progress:
 
         def microseconds_per_window(seconds: float) -> float:
@@ -74,7 +74,7 @@ def measure_time_table(config: WhisperConfig, batch_size: int, device: str, dtyp
 
 
 def _plot_times(table: TimeTable, path: Path) -> None:
-    """Draws the time of the products of each size against the rank, and the level of the dense product."""
+    """Plots the time of the products of each shape against the rank, with a dotted line for the dense product."""
     with saved_figure(path) as (_, axes):
         for index, ((inputs, outputs), times) in enumerate(table.products.items()):
             ranks = sorted(rank for rank in times if isinstance(rank, int))
@@ -91,20 +91,20 @@ def profile(
     model: str, output: Path, batch_size: int = 1, device: str | None = None, dtype: str = "float32"
 ) -> tuple[TimeTable, Path]:
     """
-    Measures a Whisper on this machine and writes the table, and a plot of it beside.
+    Benchmarks a Whisper on this machine and writes the table, with a plot next to it.
 
     Args:
-        model (`str`): Hub id or folder of the Whisper that will be compressed.
+        model (`str`): Hub id or folder of the base model.
         output (`Path`): the JSON file to write.
-        batch_size (`int`): windows that will run at once.
-        device (`str`, *optional*): to run on; cuda where there is a GPU by default.
-        dtype (`str`): to compute in.
+        batch_size (`int`): windows per batch.
+        device (`str`, *optional*): device to run on; default: cuda if there is a GPU.
+        dtype (`str`): data type to compute in.
 
     Returns:
         The table, and the path of the plot.
 
     Raises:
-        InputError: the output is a folder, or there is no such model.
+        InputError: the output is a folder, or the model does not exist.
     """
     check_output_file(output)
     files, _ = base_model_files(model)

@@ -1,4 +1,4 @@
-"""The two recipes: from a calibration to a compressed model, and what there is to say of it."""
+"""The two compression recipes, loss-aware and liteasr."""
 
 import logging
 import math
@@ -32,13 +32,13 @@ from .settings import ConversionSettings
 logger = logging.getLogger(__name__)
 
 RecipeReport = dict[str, Any]
-"""What there is to say of a compression, for `compression.json`."""
+"""Entries of `compression.json` that describe a compression."""
 
 
 def compress_liteasr(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration
 ) -> tuple[LiteWhisperForConditionalGeneration, RecipeReport]:
-    """The published recipe: in every projection the directions that hold a share of the variance."""
+    """Published recipe: keeps the directions that hold a given fraction of the variance of every projection."""
     assert settings.thresholds is not None
     spectra = encoder_spectra(model, calibration.moments)
     ranks = threshold_ranks(spectra, settings.thresholds, settings.rank_multiple)
@@ -47,10 +47,10 @@ def compress_liteasr(
         "calibration": calibration.origin,
         "variance_kept": [
             {
-                projection: spectrum.explained_variance(of_layer[projection]) if projection in of_layer else 1.0
-                for projection, spectrum in spectra_of_layer.items()
+                projection: spectrum.explained_variance(layer_ranks[projection]) if projection in layer_ranks else 1.0
+                for projection, spectrum in layer_spectra.items()
             }
-            for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+            for layer_spectra, layer_ranks in zip(spectra, ranks, strict=True)
         ],
     }
 
@@ -58,28 +58,30 @@ def compress_liteasr(
 def compress_loss_aware(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, calibration: Calibration
 ) -> tuple[LiteWhisperForConditionalGeneration, RecipeReport]:
-    """The default recipe: errors in units of the loss, one budget, the mean output as it was."""
+    """Default recipe: minimises the estimated increase in loss under one budget and preserves the mean output."""
     sensitivities, origin = calibration.sensitivities, calibration.origin
     assert sensitivities is not None
     spectra = encoder_spectra(model, calibration.moments, sensitivities)
     parameters = encoder_parameters(model)
     budget = settings.encoder_budget(parameters, model.get_encoder().embed_positions.weight.numel())
     if budget >= parameters and not settings.target_speedup:
-        logger.warning("the encoder has %d parameters and may keep %d: nothing is compressed", parameters, budget)
+        logger.warning(
+            "the budget of %d parameters covers the whole encoder of %d: nothing is compressed", budget, parameters
+        )
     recipe = {"name": "loss-aware", "encoder_parameters": budget, "rank_multiple": settings.rank_multiple}
     if settings.cost == "time":
-        ranks, of_time = _ranks_by_time(settings, model, spectra, budget)
-        recipe |= of_time
+        ranks, time_report = _ranks_by_time(settings, model, spectra, budget)
+        recipe |= time_report
     else:
         ranks = budget_ranks(spectra, projections_budget(model, spectra, budget), settings.rank_multiple)
     frames = model.config.max_source_positions
     return compress(model, calibration.moments, ranks, sensitivities), {
         "recipe": recipe,
         "calibration": {**origin, "languages": dict(sensitivities.languages.most_common())},
-        # in nats per window of audio
+        # nats per window
         "predicted_loss": [
-            {projection: frames / 2 * loss for projection, loss in of_layer.items()}
-            for of_layer in discarded(spectra, ranks)
+            {projection: frames / 2 * loss for projection, loss in layer_losses.items()}
+            for layer_losses in discarded(spectra, ranks)
         ],
     }
 
@@ -88,15 +90,15 @@ def check_feasible(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, ratios: Sequence[float] = ()
 ) -> None:
     """
-    Makes sure, before the calibration, that the encoder can become as small as is wanted.
+    Checks before calibration that the requested size can be reached.
 
     Args:
-        settings (`ConversionSettings`): with the size, and the multiple of ranks.
+        settings (`ConversionSettings`): the size, and the multiple of ranks.
         model (`WhisperForConditionalGeneration`): the base model.
-        ratios (`Sequence[float]`, *optional*): sizes that are wanted instead of the one in the settings.
+        ratios (`Sequence[float]`, *optional*): sizes to check instead of the size in the settings.
 
     Raises:
-        InputError: it cannot; the message names the smallest ratio that can be reached.
+        InputError: the size cannot be reached; the message names the smallest possible ratio.
     """
     if settings.recipe == "liteasr":
         return
@@ -110,8 +112,8 @@ def check_feasible(
         fastest = smallest_cost(shapes, multiple, table.cost)
         if table.budget(settings.target_speedup) < fastest:
             raise InputError(
-                f"a speed-up of {settings.target_speedup:g} cannot be reached with ranks of {multiple}; ask for less "
-                f"than {table.stock / (table.rest + fastest):.2f}",
+                f"a speed-up of {settings.target_speedup:g} cannot be reached with ranks in multiples of {multiple}; "
+                f"the maximum is {table.stock / (table.rest + fastest):.2f}",
                 setting="target_speedup",
             )
         return
@@ -121,20 +123,20 @@ def check_feasible(
     if budget < smallest:
         ratio = math.ceil(1000 * smallest / parameters) / 1000
         raise InputError(
-            f"an encoder of {budget:,} parameters is smaller than ranks of {multiple} allow: the smallest has "
-            f"{smallest:,}, a ratio of {ratio:g}; ask for that, or take a smaller multiple of ranks",
+            f"an encoder of {budget:,} parameters is below the minimum of {smallest:,} (ratio {ratio:g}) for ranks in "
+            f"multiples of {multiple}; choose a larger encoder or a smaller multiple",
             setting="rank_multiple",
         )
 
 
 def _spectrum_without_values(linear: nn.Linear) -> Spectrum:
-    """What ranks of a projection cost is known before its eigenvalues are."""
+    """A spectrum for computing the cost of ranks before calibration; its eigenvalues are zero."""
     full = min(linear.weight.shape)
     return Spectrum(torch.zeros(full), linear.in_features, linear.out_features, linear.bias is not None, full + 1)
 
 
 def projections_budget(model: WhisperForConditionalGeneration, spectra: EncoderSpectra, budget: int) -> int:
-    """What the projections may cost where the whole encoder may have `budget` parameters."""
+    """The part of an encoder's parameter budget that is left for its projections."""
     return budget - encoder_parameters(model) + int(total_cost(spectra, [{} for _ in spectra]))
 
 
@@ -142,10 +144,10 @@ def _ranks_by_time(
     settings: ConversionSettings, model: WhisperForConditionalGeneration, spectra: EncoderSpectra, parameters: int
 ) -> tuple[Ranks, RecipeReport]:
     """
-    Ranks that lose least within a time: that of the speed-up, or what so many parameters of the encoder take.
+    Chooses ranks under a time budget: the target speed-up's, or the time that the parameter budget would need.
 
     Returns:
-        The ranks, and what there is to say of them.
+        The ranks, and their entries of the recipe report.
     """
     assert settings.profile is not None
     table, multiple = load_time_table(settings.profile), settings.rank_multiple

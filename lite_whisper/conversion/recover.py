@@ -1,4 +1,4 @@
-"""Recovery of a compressed model that lies in a folder or on the Hub."""
+"""Recovers a compressed model by distillation from its base model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,18 +19,18 @@ from .saving import save_model_folder
 @dataclass(frozen=True)
 class RecoverySettings:
     """
-    What is to be recovered, from which audio.
+    Settings of a recovery.
 
     Args:
         model (`str`): Hub id or folder of the compressed model.
         output (`Path`): the folder to write.
         dataset (`Sequence[str]`): audio without transcripts: files, folders or Hub datasets.
         base_model (`str`, *optional*): the original Whisper; by default the one named in the compressed model.
-        overwrite (`bool`): whether a model folder at `output` is replaced.
-        num_windows (`int`): windows of audio.
-        device (`str`, *optional*): to train on; cuda where there is a GPU by default.
+        overwrite (`bool`): whether to replace an existing model folder at `output`.
+        num_windows (`int`): number of windows of audio.
+        device (`str`, *optional*): device to train on; default: cuda if there is a GPU.
         dtype (`str`): `"float32"`, or `"bfloat16"` for mixed precision (autocast).
-        training (`Recovery`): how to train.
+        training (`Recovery`): hyperparameters of the training.
     """
 
     model: str
@@ -46,18 +46,18 @@ class RecoverySettings:
 
 def recover_model(settings: RecoverySettings) -> dict[str, Any]:
     """
-    Trains a compressed model to agree with the model before compression, and writes the result as a model folder.
+    Trains a compressed model to reproduce the outputs of its base model and writes the result as a model folder.
 
-    A model that knows its padding learns it anew.
+    Precomputed padding is updated after training.
 
     Args:
-        settings (`RecoverySettings`): what to do.
+        settings (`RecoverySettings`): models, audio and output.
 
     Returns:
-        What `training.recovery.recover` returns: steps, and the loss on the audio held out before and after.
+        The result of `training.recovery.recover`: steps, and the loss on held-out audio before and after.
 
     Raises:
-        InputError: models, audio or output cannot be used.
+        InputError: the models, audio or output cannot be used.
     """
     check_output(settings.output, settings.model, settings.overwrite)
     student, files = load_compressed_model(settings.model)
@@ -66,7 +66,7 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
     stored_dtype = student.dtype
     report = read_compression(files) or {}
     if report:
-        rendered_card(files, settings.output.name)  # fails now, not after the training
+        rendered_card(files, settings.output.name)  # fails before the training rather than after it
     datasets = [public_name(source) for source in settings.dataset]
     origin = {"student": fingerprint(student), "teacher": fingerprint(teacher), "num_windows": settings.num_windows}
     student.float().to(join(settings.device))  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
             origin | {"datasets": datasets},
             settings.dtype,
         )
-        if student.config.constant_padding:  # the silence has become another one
+        if student.config.constant_padding:  # training changed the encoder's output on silence
             training, extractor = settings.training, load_processor(files).feature_extractor
             audio, count = AudioDataset(settings.dataset, seed=training.seed), settings.num_windows
             windows = feature_batches(audio, extractor, count, training.batch_size, training.noise, training.seed)

@@ -1,4 +1,4 @@
-"""Rewriting a compressed model: as a stock Whisper, or completed."""
+"""Merges a compressed model into a stock Whisper, or upgrades a published checkpoint to a complete model folder."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from .saving import base_card, save_model_folder
 
 def merge(name: str, output: Path, overwrite: bool = False) -> None:
     """
-    Multiplies the pairs of a LiteWhisper out and writes it as a complete stock Whisper.
+    Merges the factors of a compressed model and writes it as a complete stock Whisper.
 
     Args:
-        name (`str`): Hub id or folder of the LiteWhisper.
+        name (`str`): Hub id or folder of the compressed model.
         output (`Path`): the folder to write.
-        overwrite (`bool`): whether a model folder that exists is replaced.
+        overwrite (`bool`): whether to replace an existing model folder.
 
     Raises:
-        InputError: it is not compressed, or has no processor.
+        InputError: the model is not compressed or has no processor.
     """
     check_output(output, name, overwrite)
     model, folder = load_compressed_model(name)
@@ -31,28 +31,30 @@ def merge(name: str, output: Path, overwrite: bool = False) -> None:
 
 def upgrade(name: str, base_name: str | None, output: Path, overwrite: bool = False) -> None:
     """
-    Completes a published checkpoint: processor, full generation settings, all Auto classes, tied weights.
+    Upgrades a published checkpoint to a complete model folder.
+
+    Adds the processor, full generation settings and all Auto classes, and ties the weights.
 
     Args:
         name (`str`): Hub id or folder of the checkpoint.
-        base_name (`str`, *optional*): the Whisper that it was made from; a published name tells it.
+        base_name (`str`, *optional*): the base model; can be omitted for published names.
         output (`Path`): the folder to write.
-        overwrite (`bool`): whether a model folder that exists is replaced.
+        overwrite (`bool`): whether to replace an existing model folder.
 
     Raises:
-        InputError: it is not compressed, or its base is unknown or of other sizes.
+        InputError: the model is not compressed, or its base model is unknown or has other sizes.
     """
     check_output(output, name, overwrite)
     base_name = base_name or base_of_published(name)
     if base_name is None:
-        raise InputError(f"{name} does not tell which Whisper it was made from; name it", setting="base_model")
+        raise InputError(f"the base model of {name} is unknown; give it", setting="base_model")
     model, _ = load_compressed_model(name)
     files, base_config = base_model_files(base_name)
     for size in ("d_model", "encoder_layers", "decoder_layers", "vocab_size", "num_mel_bins"):
         if base_config.get(size) != getattr(model.config, size):
             raise InputError(
-                f"{name} was not made from {base_name}: {size} is {getattr(model.config, size)} in the one and "
-                f"{base_config.get(size)} in the other; name its base",
+                f"{name} was not made from {base_name}: its {size} is {getattr(model.config, size)}, not "
+                f"{base_config.get(size)}; give its base model",
                 setting="base_model",
             )
     report = {

@@ -1,4 +1,4 @@
-"""Writing complete model folders."""
+"""Writes complete model folders."""
 
 import logging
 import shutil
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 
 def base_card(files: Path) -> dict[str, Any]:
     """
-    What the card of a base model, in the folder of its files, says of its licence and languages.
+    Reads licence and languages from the model card in the folder of a base model.
 
-    A card that cannot be read costs these fields and no more.
+    If the card cannot be read, a warning is logged and both are left out.
     """
     card = files / CARD
     try:
         metadata = (metadata_load(card) if card.exists() else None) or {}
         fields = {name: metadata[name] for name in ("license", "language") if name in metadata}
     except (OSError, ValueError, TypeError, YAMLError) as error:
-        logger.warning("%s cannot be read (%s): licence and languages are left out", card, " ".join(str(error).split()))
+        logger.warning("cannot read %s (%s): licence and languages are left out", card, " ".join(str(error).split()))
         return {}
     return {name: value for name, value in fields.items() if _is_text(value)}
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is text, or a list of texts, as a card has them."""
+    """Whether a value is a string or a list of strings."""
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
@@ -46,17 +46,18 @@ def save_model_folder(
     model: WhisperForConditionalGeneration, files: Path, path: Path, report: dict[str, Any] | None = None
 ) -> None:
     """
-    Writes a complete model folder, which appears under `path` only when it is whole.
+    Writes a complete model folder, which appears under `path` only once it is complete.
 
     Args:
-        model (`WhisperForConditionalGeneration`): a LiteWhisper, with its Python files and `ranks.png`, or a stock one.
-        files (`Path`): a folder whose processor and generation files are copied as they are.
+        model (`WhisperForConditionalGeneration`):
+            A compressed model, saved with its Hub files and `ranks.png`, or a stock Whisper.
+        files (`Path`): folder from which processor and generation files are copied.
         path (`Path`): the folder to write; an existing one is replaced.
-        report (`dict`, *optional*): what was done, for `compression.json` and the model card.
+        report (`dict`, *optional*): contents of `compression.json`, from which the model card is rendered.
     """
     with temporary_name(path) as temporary:
         model.save_pretrained(temporary)
-        for weights in temporary.glob("*.safetensors"):  # safetensors lets nobody else read them
+        for weights in temporary.glob("*.safetensors"):  # safetensors files are readable by their owner only
             shutil.copymode(temporary / "config.json", weights)
         for name in (*PROCESSOR_FILES, "generation_config.json"):
             if (files / name).exists():
@@ -69,8 +70,8 @@ def save_model_folder(
 
 
 def _plot_ranks(ranks: Ranks, config: WhisperConfig, path: Path) -> None:
-    """Draws the rank of every encoder projection, layers from left to right; what stays dense is left blank."""
-    table = np.array([[of_layer.get(projection, np.nan) for of_layer in ranks] for projection in PROJECTIONS])
+    """Plots the rank of every encoder projection, with layers from left to right and dense projections left blank."""
+    table = np.array([[layer_ranks.get(projection, np.nan) for layer_ranks in ranks] for projection in PROJECTIONS])
     with saved_figure(path, 3 + 0.45 * len(ranks), 3.2) as (figure, axes):
         image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=config.d_model)
         for (row, layer), rank in np.ndenumerate(table):

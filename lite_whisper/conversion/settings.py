@@ -1,4 +1,4 @@
-"""What a conversion is to do."""
+"""Settings of a conversion: their defaults and which of them can be combined."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any, Literal
 from ..common.errors import InputError
 from ..models.published import PUBLISHED
 
-NOISE = (0.0, 40.0)  # dB; chosen on held-out calibration strings, see the page on the method
-THRESHOLDS = (0.99, 0.999)  # those of the published recipe
+NOISE = (0.0, 40.0)  # dB; chosen on held-out clips, see docs/method.md
+THRESHOLDS = (0.99, 0.999)  # as in the published recipe
 PRESETS = ("acc", "plain", "fast")
 Noise = tuple[float, float] | tuple[()]
 
@@ -17,49 +17,57 @@ Noise = tuple[float, float] | tuple[()]
 @dataclass(frozen=True)
 class ConversionSettings:
     """
-    What a conversion is to do. What is left out is filled in.
+    Settings of a conversion.
+
+    Optional settings that are None are set to their defaults, some of which depend on other settings.
 
     Args:
         base_model (`str`): Hub id or folder of the original Whisper.
         output (`Path`): the folder to write.
         dataset (`Sequence[str]`):
-            Calibration audio: files, folders, or Hub datasets as `org/name[:config[:split]]`. Not needed where
-            `calibration_file` holds the calibration of the published recipe.
-        overwrite (`bool`): whether a model folder at `output` is replaced.
+            Calibration audio: files, folders, or Hub datasets as `org/name[:config[:split]]`. Can be omitted for the
+            published recipe if `calibration_file` exists.
+        overwrite (`bool`): whether to replace an existing model folder at `output`.
         recipe (`str`, *optional*):
-            `"loss-aware"` (default): what the recognition loss feels least is cut, to a size of one's choice;
-            `"liteasr"`: the published recipe, variance by thresholds.
-        encoder_params (`int`, *optional*): how many parameters the encoder may have. One size at the most is given.
-        ratio (`float`, *optional*): the share of the encoder's parameters to keep.
+            `"loss-aware"` (default) minimises the increase in recognition loss at a chosen size; `"liteasr"` is the
+            published recipe, which keeps a fraction of the variance.
+        encoder_params (`int`, *optional*):
+            Maximum number of encoder parameters. At most one of `encoder_params`, `ratio`, `preset`, `target_speedup`
+            and `thresholds` can be given.
+        ratio (`float`, *optional*): fraction of the encoder's parameters to keep.
         preset (`str`, *optional*):
-            `"acc"`, `"plain"` (default) or `"fast"`: the sizes of the published checkpoints, or the same shares of
-            other models.
+            `"acc"`, `"plain"` (default) or `"fast"`: the size of the published checkpoint of that name, or the same
+            fraction of another model.
         target_speedup (`float`, *optional*):
-            How many times as fast the encoder becomes, in the inference mode, as that of the base model.
+            Encoder speed-up over the base model in optimised inference. Requires `profile` and implies a time budget.
         thresholds (`tuple[float, float]`, *optional*):
-            With `"liteasr"`: the shares of the variance to keep in attention and in the MLP.
+            With `"liteasr"`: fractions of the variance to keep in attention and in the MLP.
         cost (`str`, *optional*):
-            What is spent where it buys most: `"parameters"`, or `"time"`, as much as the parameters would take.
-        profile (`Path`, *optional*): with `"time"`: what `conversion.profile` wrote on the machine of the use to come.
-        rank_multiple (`int`): ranks are multiples of it.
-        num_windows (`int`): windows of calibration audio.
+            Budget to optimise under: `"parameters"` (default), or `"time"` as measured by `profile`; without a target
+            speed-up, the time budget is the time that the size in parameters would need.
+        profile (`Path`, *optional*):
+            With a time budget: the file that `conversion.profile.profile` wrote on the target machine.
+        rank_multiple (`int`): ranks are multiples of this number.
+        num_windows (`int`): number of windows of calibration audio.
         noise (`tuple`, *optional*):
-            White noise is added to each calibration window, of a signal-to-noise ratio in dB drawn between these two;
-            `()` for none, which is the default of `"liteasr"`.
-        seed (`int`): which samples are taken from the dataset.
-        batch_size (`int`): windows that run at once.
-        device (`str`, *optional*): cuda where there is a GPU by default.
-        dtype (`str`): what the model computes in meanwhile; it is saved in the base model's own.
-        calibration_file (`Path`, *optional*): keeps the calibration; where the file exists already, it is not repeated.
-        evaluate (`Sequence[str]`): transcribed before and after, for word error rate and encoder time.
-        normalizer (`str`): of the texts, one of `NORMALIZERS`.
-        recover (`float`, *optional*): minutes for which the factors are then trained to agree with the base model.
+            White noise is added to each calibration window, at a signal-to-noise ratio drawn from this range in dB;
+            `()` for none. Default: `(0.0, 40.0)`, or `()` with `"liteasr"`.
+        seed (`int`): seed for sampling the calibration audio and for the noise.
+        batch_size (`int`): windows per batch.
+        device (`str`, *optional*): device to compute on; default: cuda if there is a GPU.
+        dtype (`str`): data type to compute in. The result is saved in the dtype of the base model.
+        calibration_file (`Path`, *optional*):
+            File in which the calibration statistics are saved, or from which they are loaded if it exists.
+        evaluate (`Sequence[str]`):
+            Datasets to transcribe before and after compression, for word error rate and encoder time.
+        normalizer (`str`): text normalizer, one of `NORMALIZERS`.
+        recover (`float`, *optional*): minutes of distillation from the base model after compression.
         constant_padding (`bool`, *optional*):
-            Whether the result then learns what it computes at the silence behind a clip, from the same audio, as
-            `precompute_padding` does. What it keeps of that comes on top of the size. By default where the ratio is 1.
+            Whether to precompute padding after compression, from the same audio, as `precompute_padding` does. The
+            padding tables add to the encoder's size. Default: only if `ratio` is 1.
 
     Raises:
-        InputError: something is missing, or settings exclude each other.
+        InputError: a required setting is missing, or settings cannot be combined.
     """
 
     base_model: str
@@ -88,60 +96,66 @@ class ConversionSettings:
     constant_padding: bool | None = None
 
     def __post_init__(self) -> None:
-        self._check_sizes()
-        self._fill_in()
+        self._check_combinations()
+        self._apply_defaults()
         if self.dataset is None and not (
             self.recipe == "liteasr" and self.calibration_file and self.calibration_file.exists()
         ):
-            raise InputError("calibration audio is needed, like that of the use to come", setting="dataset")
+            raise InputError(
+                "no calibration audio given; pass audio similar to your production data", setting="dataset"
+            )
         if self.recover is not None and self.dataset is None:
-            raise InputError("recovery trains on the calibration audio; name it", setting="dataset")
+            raise InputError("recovery trains on the calibration audio, but none is given", setting="dataset")
         if self.constant_padding and self.dataset is None:
-            raise InputError("the padding is learnt from the calibration audio; name it", setting="dataset")
+            raise InputError("padding is precomputed from the calibration audio, but none is given", setting="dataset")
 
-    def _check_sizes(self) -> None:
-        """Refuses what does not go together, as it was given."""
+    def _check_combinations(self) -> None:
+        """Rejects settings that cannot be combined. Must run before the defaults are applied."""
         sizes = {name: getattr(self, name) for name in ("encoder_params", "ratio", "preset", "target_speedup")}
         chosen = [name for name, value in {**sizes, "thresholds": self.thresholds}.items() if value is not None]
         if len(chosen) > 1:
-            raise InputError(f"{' and '.join(chosen)} exclude each other; give one size", setting=chosen[-1])
+            raise InputError(f"{' and '.join(chosen)} cannot be combined; choose one size", setting=chosen[-1])
         if self.target_speedup and self.cost == "parameters":
-            raise InputError("a speed-up is a size by time, not by parameters; leave the cost out", setting="cost")
+            raise InputError("a target speed-up implies a time budget; leave the cost unset", setting="cost")
         by_time = self.cost == "time" or self.target_speedup is not None
-        if by_time != (self.profile is not None):
+        if by_time and self.profile is None:
             raise InputError(
-                "a size by time needs a profile of the machine, which lite-whisper profile writes, and no other does",
+                "a time budget requires a profile of the target machine; create one with lite-whisper profile",
                 setting="profile",
             )
+        if self.profile and not by_time:
+            raise InputError("a profile requires a time budget; set the cost to time", setting="cost")
         if self.recipe == "loss-aware" and self.thresholds:
-            raise InputError("thresholds belong to the published recipe, liteasr; choose a size", setting="thresholds")
+            raise InputError("thresholds apply to the liteasr recipe only; choose a size instead", setting="thresholds")
         if self.recipe == "liteasr" and [name for name in chosen if name != "thresholds"]:
-            raise InputError("the published recipe, liteasr, takes no size; choose thresholds", setting="recipe")
+            raise InputError(
+                "the liteasr recipe is controlled by thresholds, not by a size; leave one of them out", setting="recipe"
+            )
         if by_time and (self.recipe == "liteasr" or self.thresholds):
-            raise InputError("a size by time belongs to the loss-aware recipe; leave the other out", setting="recipe")
+            raise InputError(
+                "a time budget requires the loss-aware recipe; leave liteasr and thresholds out", setting="recipe"
+            )
 
-    def _fill_in(self) -> None:
+    def _apply_defaults(self) -> None:
         recipe = self.recipe or ("liteasr" if self.thresholds else "loss-aware")
         published = recipe == "liteasr"
-        self._set(
-            recipe=recipe,
-            cost=self.cost or ("time" if self.target_speedup else "parameters"),
-            noise=(() if published else NOISE) if self.noise is None else self.noise,
-            thresholds=(self.thresholds or THRESHOLDS) if published else None,
-            constant_padding=self.ratio == 1 if self.constant_padding is None else self.constant_padding,
-        )
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)  # as the generated __init__ of a frozen dataclass does
+        defaults: dict[str, Any] = {
+            "recipe": recipe,
+            "cost": self.cost or ("time" if self.target_speedup else "parameters"),
+            "noise": (() if published else NOISE) if self.noise is None else self.noise,
+            "thresholds": (self.thresholds or THRESHOLDS) if published else None,
+            "constant_padding": self.ratio == 1 if self.constant_padding is None else self.constant_padding,
+        }
+        for name, value in defaults.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def encoder_budget(self, parameters: int, positions: int) -> int:
         """
-        How many parameters the encoder may have.
+        The maximum number of encoder parameters.
 
         Args:
-            parameters (`int`): that it has now.
-            positions (`int`): how many of them are position embeddings, which the published sizes leave out.
+            parameters (`int`): number of encoder parameters of the base model.
+            positions (`int`): number of position embedding parameters, which the published sizes do not count.
         """
         if self.encoder_params:
             return self.encoder_params

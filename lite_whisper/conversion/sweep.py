@@ -1,4 +1,4 @@
-"""Both recipes at several sizes, from one calibration, as a table and a plot."""
+"""Compares both recipes at several encoder sizes, from one calibration."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from .recipes import projections_budget
 from .settings import ConversionSettings
 
 Row = dict[str, Any]
-"""recipe, ratio, and the figures of a model."""
+"""Recipe, ratio and figures of one model."""
 TABLE = "sweep.csv"
 
 
 @dataclass(frozen=True)
 class Sweep:
     """
-    What a sweep has found.
+    Result of a sweep.
 
     Args:
-        folder (`Path`): with `sweep.csv` and `pareto.png`.
-        rows (`list[Row]`): the uncompressed model, then both recipes at every size.
+        folder (`Path`): folder that contains `sweep.csv` and `pareto.png`.
+        rows (`list[Row]`): the uncompressed model, followed by both recipes at every size.
     """
 
     folder: Path
@@ -43,14 +43,14 @@ class Sweep:
 
 def sweep(settings: ConversionSettings, ratios: Sequence[float]) -> Sweep:
     """
-    Measures both recipes at several sizes and writes a table and a plot; an interrupted sweep goes on.
+    Measures both recipes at several sizes and writes a table and a plot. An interrupted sweep can be resumed.
 
     Args:
-        settings (`ConversionSettings`): of the loss-aware recipe, with audio to evaluate on; its size does not count.
-        ratios (`Sequence[float]`): shares of the encoder's parameters.
+        settings (`ConversionSettings`): settings of the conversions; their size is ignored. See `check_sweep`.
+        ratios (`Sequence[float]`): fractions of the encoder's parameters to keep.
 
     Raises:
-        InputError: as in `convert`, or the settings belong to one recipe or size alone.
+        InputError: as in `convert` and `check_sweep`.
     """
     check_sweep(settings)
     check_output(settings.output, settings.base_model, settings.overwrite, TABLE)
@@ -58,7 +58,7 @@ def sweep(settings: ConversionSettings, ratios: Sequence[float]) -> Sweep:
     clips = clips_to_transcribe(settings)
     with unfinished(settings.output, is_main_process()) as work:
         base = load_and_calibrate(settings, device, work, ratios)
-        rows = _measured(settings, ratios, base, clips, work)
+        rows = _measure_all(settings, ratios, base, clips, work)
         rows = [row for row in rows if row["ratio"] in (1.0, *ratios)]
         if is_main_process():
             with temporary_name(settings.output) as temporary:
@@ -69,17 +69,28 @@ def sweep(settings: ConversionSettings, ratios: Sequence[float]) -> Sweep:
 
 
 def check_sweep(settings: ConversionSettings) -> None:
-    """Raises `InputError` where a sweep cannot be made of these settings."""
+    """
+    Checks that settings are suitable for a sweep.
+
+    Raises:
+        InputError: there is no evaluation audio, or a setting applies to a single model only.
+    """
     if not settings.evaluate:
-        raise InputError("a sweep measures several sizes; name audio with transcripts to do so", setting="evaluate")
-    if settings.recipe != "loss-aware" or settings.cost != "parameters":
-        raise InputError("a sweep compares both recipes at equal size; name neither recipe nor cost", setting="recipe")
+        raise InputError("a sweep measures word error rates; give audio with transcripts", setting="evaluate")
+    if settings.recipe != "loss-aware":
+        raise InputError("a sweep compares both recipes; leave the recipe unset", setting="recipe")
+    if settings.cost != "parameters":
+        raise InputError("a sweep compares models by parameters; leave the cost unset", setting="cost")
+    if settings.recover is not None:
+        raise InputError("a sweep does not recover its models; leave recovery out", setting="recover")
+    if settings.constant_padding:
+        raise InputError("a sweep does not precompute padding; leave it out", setting="constant_padding")
 
 
-def _measured(
+def _measure_all(
     settings: ConversionSettings, ratios: Sequence[float], base: CalibratedModel, clips: Sequence[Clip], work: Path
 ) -> list[Row]:
-    """The rows of all models; each is kept as soon as it is measured."""
+    """The rows of all models; each row is saved as soon as it is measured, so that a sweep can be resumed."""
     model, calibration = base.model, base.calibration
     moments, sensitivities, origin = calibration.moments, calibration.sensitivities, calibration.origin
     assert sensitivities is not None
@@ -90,10 +101,10 @@ def _measured(
         "normalizer": settings.normalizer,
         "rank_multiple": settings.rank_multiple,
     }
-    kept = work / "sweep.json"
+    saved = work / "sweep.json"
     beginning: dict[str, Any] = {"settings": decisive, "rows": []}
-    table = broadcast(read_kept(kept) if is_main_process() and kept.exists() else beginning)
-    check_same(table["settings"], decisive, kept)
+    table = broadcast(read_kept(saved) if is_main_process() and saved.exists() else beginning)
+    check_same(table["settings"], decisive, saved)
     rows = table["rows"]
 
     def add(recipe: str, ratio: float, build: Callable[[], WhisperForConditionalGeneration]) -> None:
@@ -101,7 +112,7 @@ def _measured(
             figures = measure(build(), base.processor, clips, settings, base.dtype)
             rows.append({"recipe": recipe, "ratio": ratio, **figures})
             if is_main_process():
-                write_kept(kept, table)
+                write_kept(saved, table)
 
     add("uncompressed", 1.0, lambda: model)
     for ratio in ratios:
@@ -122,17 +133,17 @@ def _write_table(rows: Sequence[Row], path: Path) -> None:
 
 def _plot_pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """
-    Draws word error rate against encoder size, a line for each recipe and a level for the uncompressed model.
+    Plots word error rate against encoder size, with a line per recipe and a dotted line for the uncompressed model.
 
     Args:
         rows (`Sequence[dict]`): each with recipe, encoder_parameters and word_error_rate (per cent).
-        path (`Path`): of the image.
+        path (`Path`): image file to write.
     """
     with saved_figure(path) as (_, axes):
         for recipe in dict.fromkeys(row["recipe"] for row in rows):
-            of_recipe = [row for row in rows if row["recipe"] == recipe]
-            sizes = [row["encoder_parameters"] / 1e6 for row in of_recipe]
-            rates = [row["word_error_rate"] for row in of_recipe]
+            points = [row for row in rows if row["recipe"] == recipe]
+            sizes = [row["encoder_parameters"] / 1e6 for row in points]
+            rates = [row["word_error_rate"] for row in points]
             if recipe == "uncompressed":
                 axes.axhline(rates[0], color="black", linestyle=":", label=f"uncompressed ({sizes[0]:.1f} M)")
             else:

@@ -1,1 +1,1 @@
-"""Model folders, what was done to a model, and access to the layers of a Whisper."""
+"""Loading and checking model folders, and access to the layers of a Whisper."""

@@ -1,4 +1,4 @@
-"""`compression.json`: what was done to a model, in its folder."""
+"""Reading and writing of `compression.json`, which records how a compressed model was made."""
 
 from pathlib import Path
 from typing import Any
@@ -7,26 +7,26 @@ from ..common.errors import InputError
 from ..common.files import read_kept, write_kept
 
 COMPRESSION = "compression.json"
-ADVICE = "convert again, or copy the file from where the model came from"
+ADVICE = "convert again, or copy the file from the original model folder"
 
-KINDS: dict[str, tuple[type, str]] = {
-    "base_model": (str, "text"),
-    "base_card": (dict, "object"),
-    "upgraded_from": (str, "text"),
-    "low_rank_config": (list, "list"),
+ENTRY_TYPES: dict[str, tuple[type, str]] = {
+    "base_model": (str, "a string"),
+    "base_card": (dict, "an object"),
+    "upgraded_from": (str, "a string"),
+    "low_rank_config": (list, "a list"),
     "constant_padding": (bool, "true or false"),
-    "expected": (dict, "object"),  # of a model that is still to be made: what its conversion takes
-    **dict.fromkeys(("recipe", "calibration", "recovery", "evaluation", "before", "after"), (dict, "object")),
+    "expected": (dict, "an object"),  # estimated time and memory of a conversion that has not run yet
+    **dict.fromkeys(("recipe", "calibration", "recovery", "evaluation", "before", "after"), (dict, "an object")),
 }
-"""What each entry is, in Python and in the words of JSON."""
+"""The type of each entry, in Python and in JSON."""
 
 
 def read_compression(folder: Path) -> dict[str, Any] | None:
     """
-    What a model folder says of how it was made; None where it says nothing.
+    Reads the `compression.json` of a model folder; None if there is none.
 
     Raises:
-        InputError: the file is damaged, or an entry is of another kind than it should be.
+        InputError: the file is damaged, or an entry has the wrong type.
     """
     path = folder / COMPRESSION
     if not path.exists():
@@ -34,9 +34,9 @@ def read_compression(folder: Path) -> dict[str, Any] | None:
     report = read_kept(path, ADVICE)
     if "base_model" not in report:
         raise InputError(f"{path} does not name the base_model; {ADVICE}")
-    for name, (kind, what) in KINDS.items():
-        if not isinstance(report.get(name, kind()), kind):
-            raise InputError(f"{name} in {path} is no {what}; {ADVICE}")
+    for name, (entry_type, description) in ENTRY_TYPES.items():
+        if not isinstance(report.get(name, entry_type()), entry_type):
+            raise InputError(f"{name} in {path} is not {description}; {ADVICE}")
     for part in ("calibration", "recovery"):
         if "num_samples" in report.get(part, {}):  # its name in earlier versions
             report[part]["num_windows"] = report[part].pop("num_samples")
@@ -44,12 +44,12 @@ def read_compression(folder: Path) -> dict[str, Any] | None:
 
 
 def write_compression(folder: Path, report: dict[str, Any]) -> None:
-    """Writes into a model folder how it was made."""
+    """Writes `compression.json` into a model folder."""
     write_kept(folder / COMPRESSION, report)
 
 
 def public_name(source: str) -> str:
-    """What a published file may say of a model or dataset: the Hub id, but of a path on this machine only the name."""
+    """The name of a model or dataset for published files: its Hub id, or the last part of a local path."""
     path = Path(source)
-    # A dataset may be gone by now where its moments were kept.
+    # A calibration file may outlive its dataset, so the path need not exist.
     return path.resolve().name if path.exists() or path.is_absolute() or source.startswith((".", "~")) else source

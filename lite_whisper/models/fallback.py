@@ -1,4 +1,4 @@
-"""What looks broken where padding was taken for constant is transcribed once more, with all positions computed."""
+"""Fallback: transcribe suspicious outputs again with all positions computed if padding was skipped."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,36 +9,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 
-COMPRESSION_RATIO = 2.4  # as in OpenAI's Whisper, where more than that is a repetition
-LONGEST = 0.5  # of the decoder's positions; where OpenAI's Whisper ends a window
+MAX_COMPRESSION_RATIO = 2.4  # as in OpenAI's Whisper; a higher ratio indicates repetition
+MAX_LENGTH = 0.5  # fraction of the decoder's positions, OpenAI's limit for a window
 
 
 def needs_fallback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
     """
-    Which transcripts deserve a second try: those that repeat themselves, and those that did not come to an end.
+    Finds transcripts that need a fallback because they are repetitive or too long.
 
     Args:
-        model (`PreTrainedModel`): that wrote them, each of one window.
+        model (`PreTrainedModel`): the model that produced the transcripts.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        texts (`Sequence[str]`): without timestamps.
+        texts (`Sequence[str]`): transcripts of one window each, without timestamps.
 
     Returns:
-        `list[int]`: their places; none where the model computes all positions anyway.
+        `list[int]`: indices of these transcripts; empty if the model does not use constant padding.
     """
     if not isinstance(model, LiteWhisperForConditionalGeneration) or not model.get_encoder().uses_constant_padding:
         return []
-    limit = LONGEST * model.config.max_target_positions
+    limit = MAX_LENGTH * model.config.max_target_positions
     return [
-        place
-        for place, text in enumerate(texts)
-        if _compression_ratio(text) > COMPRESSION_RATIO
+        index
+        for index, text in enumerate(texts)
+        if _compression_ratio(text) > MAX_COMPRESSION_RATIO
         or len(tokenizer(text, add_special_tokens=False).input_ids) >= limit
     ]
 
 
 @contextmanager
 def computing_all_positions(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a LiteWhisper that takes padding for constant compute all positions while the context lasts."""
+    """Disables the constant padding of a `LiteWhisperForConditionalGeneration` inside the context."""
     encoder: Any = model.get_encoder()
     encoder.use_constant_padding(False)
     try:

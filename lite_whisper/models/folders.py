@@ -1,4 +1,4 @@
-"""Model folders and Hub ids in; models, processors and what their files say out."""
+"""Loads models, processors and metadata from model folders or the Hub."""
 
 import hashlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from .validation import check_parameters, check_processor_files, check_weights_f
 
 CARD = "README.md"
 
-# Copied from the base model as they are: what transformers 5 writes in their place, 4.57 cannot read.
+# Copied unchanged from the base model, because transformers 4.57 cannot read what transformers 5 would save.
 PROCESSOR_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -33,19 +33,19 @@ PROCESSOR_FILES = (
     "vocab.json",
 )
 
-# Other safetensors are variants in another precision.
+# Other safetensors files are variants in another dtype.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 
 Model = TypeVar("Model", bound=WhisperForConditionalGeneration)
 
 
 def encoder_parameters(model: WhisperForConditionalGeneration) -> int:
-    """How many parameters the encoder has."""
+    """Counts the parameters of the encoder."""
     return sum(parameter.numel() for parameter in model.get_encoder().parameters())
 
 
 def fingerprint(model: WhisperForConditionalGeneration) -> str:
-    """A digest of the encoder's weights, by which stored moments are known to belong to them."""
+    """A digest of the encoder's weights, which ties stored statistics and manifests to a model."""
     digest = hashlib.sha256()
     for parameter in model.get_encoder().parameters():
         digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
@@ -53,8 +53,8 @@ def fingerprint(model: WhisperForConditionalGeneration) -> str:
 
 
 @contextmanager
-def _damage_explained(name: str) -> Iterator[None]:
-    """Makes an `InputError` of whatever transformers raises over damaged files, most of which it does not check."""
+def _explain_damage(name: str) -> Iterator[None]:
+    """Converts whatever transformers raises for damaged files to an `InputError`."""
     try:
         yield
     except (InputError, OSError):
@@ -62,83 +62,87 @@ def _damage_explained(name: str) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"{name} needs Python code of its own, which is not run; give a model that transformers loads without"
+                f"{name} requires custom Python code, which is never run; give a model that loads without it"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot load {name}, whose files may be damaged or of different models: {reason}") from error
+        raise InputError(
+            f"cannot load {name}; its files may be damaged or belong to different models: {reason}"
+        ) from error
 
 
 def _load(model_class: type[Model], name: str, folder: Path) -> Model:
     """
-    Loads a model in the dtype in which it is stored, from safetensors only, if it is whole; none of its code is run.
+    Loads a complete model in its stored dtype, from safetensors only and without running code from its folder.
 
     Raises:
-        InputError: the files are damaged, of several models, or lack weights, or these are not finite.
+        InputError: the files are damaged or belong to different models, or weights are missing or not finite.
     """
     if not Path(name).is_dir():
         folder = downloaded(name, *WEIGHTS)
-    with _damage_explained(name):
+    with _explain_damage(name):
         check_weights_fit(model_class, folder, name)
         loaded: Any = model_class.from_pretrained(
             folder, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
         model, report = loaded
-        if (folder / "generation_config.json").exists():  # transformers does without a damaged one
+        if (folder / "generation_config.json").exists():  # transformers ignores a damaged one
             model.generation_config = GenerationConfig.from_pretrained(folder)
         faults = {
             "lack": report["missing_keys"],
-            # Others, such as the head of another task, do no harm.
-            "have, against config.json,": [key for key in report["unexpected_keys"] if key.startswith("model.")],
-            "hold NaN or infinity in": [key for key, weight in model.named_parameters() if not weight.isfinite().all()],
+            # Other unexpected weights, such as the head of another task, are harmless.
+            "contain, unlike config.json,": [key for key in report["unexpected_keys"] if key.startswith("model.")],
+            "contain NaN or infinity in": [
+                key for key, weight in model.named_parameters() if not weight.isfinite().all()
+            ],
         }
     for fault, keys in faults.items():
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise InputError(f"the weights of {name} {fault} {min(keys)}{more}; give a whole model")
+            raise InputError(f"the weights of {name} {fault} {min(keys)}{more}; give a complete model")
     return model
 
 
 def model_files(name: str) -> tuple[Path, dict[str, Any]]:
     """
-    Finds the files of a model other than its weights.
+    Finds the files of a model, without its weights.
 
     Args:
         name (`str`): Hub id or folder.
 
     Returns:
-        `tuple[Path, dict[str, Any]]`: the folder that holds them, and the contents of `config.json`.
+        `tuple[Path, dict[str, Any]]`: their folder, and the contents of `config.json`.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the model does not exist.
     """
     folder = Path(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")):
-            raise InputError(f"there is no folder {name}; check the path")
+            raise InputError(f"the folder {name} does not exist; check the path")
         folder = downloaded(name, *PROCESSOR_FILES, "config.json", "generation_config.json", COMPRESSION, CARD)
-    with _damage_explained(name):
-        return folder, dict(PreTrainedConfig.get_config_dict(folder)[0])  # JSON may hold something else
+    with _explain_damage(name):
+        return folder, dict(PreTrainedConfig.get_config_dict(folder)[0])  # fails if the JSON is not an object
 
 
 def downloaded(name: str, *files: str) -> Path:
     """
-    Finds, or fetches, files of a Hub repository.
+    Downloads files of a Hub repository, unless they are cached.
 
     Args:
-        name (`str`): the Hub id.
-        *files (`str`): names or patterns of files.
+        name (`str`): Hub id of the repository.
+        *files (`str`): file names or patterns; files that the repository does not have are skipped.
 
     Returns:
-        `Path`: the folder that holds those of them that the repository has.
+        `Path`: the folder that holds the files.
 
     Raises:
-        InputError: there is no such repository, or no network.
+        InputError: the repository does not exist, or the Hub cannot be reached.
     """
     try:
         return Path(snapshot_download(name, allow_patterns=[*files]))
     except (HFValidationError, OSError) as error:
         raise InputError(
-            f"cannot find {name}: it is no folder here, and as a Hub id: {error} "
+            f"cannot find {name}: not a local folder, and the Hub answers: {error} "
             "Give a folder, or a Hub id such as openai/whisper-small"
         ) from error
 
@@ -148,38 +152,38 @@ def base_model_files(name: str) -> tuple[Path, dict[str, Any]]:
     `model_files` of a stock Whisper with its processor.
 
     Raises:
-        InputError: it is no Whisper, is compressed already, lacks its processor, or `config.json` makes no sense.
+        InputError: the model is no Whisper, is already compressed, has no processor, or its `config.json` is invalid.
     """
     folder, config = model_files(name)
     if config.get("model_type") == "lite-whisper":
-        raise InputError(f"{name} is compressed already; give the Whisper that it was made from")
+        raise InputError(f"{name} is already compressed; give its base model")
     if config.get("model_type") != "whisper":
         raise InputError(
             f"{name} is a {config.get('model_type', 'model of unknown type')}, not a Whisper; "
             "give a Whisper in the format of transformers, for example openai/whisper-small"
         )
-    with _damage_explained(name):
-        check_parameters(LiteWhisperConfig(**config), name)  # which checks more than WhisperConfig
+    with _explain_damage(name):
+        check_parameters(LiteWhisperConfig(**config), name)  # checks more than WhisperConfig
     if not {"preprocessor_config.json", "processor_config.json"} & {path.name for path in folder.iterdir()}:
-        raise InputError(f"{name} has no preprocessor_config.json; copy it from the Whisper it was fine-tuned from")
+        raise InputError(f"{name} has no preprocessor_config.json; copy it from the base model")
     if not (folder / "tokenizer_config.json").exists():
-        raise InputError(f"{name} has no tokenizer; copy its files from the Whisper it was fine-tuned from")
+        raise InputError(f"{name} has no tokenizer; copy its files from the base model")
     return folder, config
 
 
 def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
     """
-    Loads a stock Whisper in the dtype in which it is stored, from safetensors only.
+    Loads a stock Whisper in its stored dtype, from safetensors only.
 
     Args:
         name (`str`): Hub id or folder.
 
     Returns:
-        `tuple[WhisperForConditionalGeneration, Path]`: the model, on the CPU, and a folder that holds its processor and
+        `tuple[WhisperForConditionalGeneration, Path]`: the model on the CPU, and the folder of its processor and
         generation files.
 
     Raises:
-        InputError: as in `base_model_files`; or its files are damaged.
+        InputError: as in `base_model_files`, or its files are damaged.
     """
     folder, _ = base_model_files(name)
     return _load(WhisperForConditionalGeneration, name, folder), folder
@@ -187,38 +191,38 @@ def load_base_model(name: str) -> tuple[WhisperForConditionalGeneration, Path]:
 
 def load_compressed_model(name: str) -> tuple[LiteWhisperForConditionalGeneration, Path]:
     """
-    Loads a LiteWhisper, ours or one of the published checkpoints, in the dtype in which it is stored.
+    Loads a compressed model or a published checkpoint in its stored dtype.
 
     Args:
         name (`str`): Hub id or folder.
 
     Returns:
-        `tuple[LiteWhisperForConditionalGeneration, Path]`: the model, on the CPU, and the folder that holds its other
-        files, which a published checkpoint has few of.
+        `tuple[LiteWhisperForConditionalGeneration, Path]`: the model on the CPU, and the folder of its other files
+        (published checkpoints lack most of them).
 
     Raises:
-        InputError: it is not compressed, or its files are damaged.
+        InputError: the model is not compressed, or its files are damaged.
     """
     folder, config = model_files(name)
     if config.get("model_type") != "lite-whisper":
         raise InputError(
-            f"{name} is a {config.get('model_type', 'model of unknown type')}, not a LiteWhisper; "
-            "give a model that was compressed, for example efficient-speech/lite-whisper-large-v3-turbo"
+            f"{name} is a {config.get('model_type', 'model of unknown type')}, not a compressed model; "
+            "give one, for example efficient-speech/lite-whisper-large-v3-turbo"
         )
     return _load(LiteWhisperForConditionalGeneration, name, folder), folder
 
 
 def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """
-    Loads a stock Whisper or a LiteWhisper, a published checkpoint too, with its processor.
+    Loads a stock Whisper, a compressed model or a published checkpoint, together with its processor.
 
-    A published checkpoint has neither processor nor all of the generation settings: they are those of its base model.
+    For published checkpoints, processor and generation settings are loaded from the base model.
 
     Args:
         name (`str`): Hub id or folder.
 
     Raises:
-        InputError: there is no such model, it has no processor, or its files are damaged.
+        InputError: the model does not exist, has no processor, or its files are damaged.
     """
     if model_files(name)[1].get("model_type") != "lite-whisper":
         model, folder = load_base_model(name)
@@ -228,7 +232,7 @@ def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProce
         base = base_of_published(name)
         if base is None:
             raise InputError(
-                f"{name} has no processor; complete it: lite-whisper convert --upgrade {name} --base-model WHISPER "
+                f"{name} has no processor; complete it: lite-whisper upgrade {name} --base-model WHISPER "
                 "--output FOLDER"
             )
         folder, _ = base_model_files(base)
@@ -238,29 +242,31 @@ def load_model(name: str) -> tuple[WhisperForConditionalGeneration, WhisperProce
 
 def check_language(language: str | None, model: WhisperForConditionalGeneration, name: str) -> None:
     """
-    Makes sure that a model knows a language.
+    Checks that a model supports a language.
 
     Raises:
-        InputError: it knows English only.
+        InputError: the model supports English only.
     """
     if language not in (None, "en") and not getattr(model.generation_config, "is_multilingual", False):
-        raise InputError(f"{name} knows English only, not {language}; take another model", setting="language")
+        raise InputError(
+            f"{name} supports English only, not {language}; choose a multilingual model", setting="language"
+        )
 
 
 def load_processor(folder: Path) -> WhisperProcessor:
     """
-    Loads the processor in a model folder; no code in it is run.
+    Loads the processor of a model folder, without running code from it.
 
     Raises:
-        InputError: its files are damaged, or it is none of Whisper's.
+        InputError: its files are damaged or do not belong to a Whisper.
     """
-    with _damage_explained(str(folder)):
+    with _explain_damage(str(folder)):
         check_processor_files(folder)
         return WhisperProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def base_model_of(name: str) -> str:
-    """The Whisper that a compressed model was made from, as far as its folder or name tells; else the name itself."""
+    """The base model of a compressed model, from its folder or its published name; otherwise the given name."""
     folder, config = model_files(name)
     if config.get("model_type") != "lite-whisper":
         return name

@@ -1,4 +1,4 @@
-"""Access to the layers of a Whisper: its projections, what flows through them, its own transcripts."""
+"""Access to the projections and activations of a Whisper, and to its own transcripts as decoder inputs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def projection_module(layer: WhisperEncoderLayer, projection: str) -> nn.Linear:
 
 
 def as_lite_whisper(encoder: WhisperEncoder) -> LiteWhisperEncoder:
-    """A stock encoder as a `LiteWhisperEncoder` without pairs, with the same weights in memory."""
+    """Converts a stock encoder to a dense `LiteWhisperEncoder` that shares its weights."""
     lite = LiteWhisperEncoder(LiteWhisperConfig(**encoder.config.to_dict()))
     lite.load_state_dict(encoder.state_dict(), assign=True)
     return lite.train(encoder.training)
@@ -31,17 +31,17 @@ def as_lite_whisper(encoder: WhisperEncoder) -> LiteWhisperEncoder:
 def recorded(
     layer: WhisperEncoderLayer, names: Sequence[str]
 ) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Keeps the inputs and outputs of a layer's projections while the context lasts."""
-    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    """Records the inputs and outputs of a layer's projections inside the context."""
+    records: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
+    def record(name: str) -> torch.utils.hooks.RemovableHandle:
         return projection_module(layer, name).register_forward_hook(
-            lambda module, inputs, output: kept.__setitem__(name, (inputs[0], output))
+            lambda module, inputs, output: records.__setitem__(name, (inputs[0], output))
         )
 
-    hooks = [keep(name) for name in names]
+    hooks = [record(name) for name in names]
     try:
-        yield kept
+        yield records
     finally:
         for hook in hooks:
             hook.remove()
@@ -50,10 +50,10 @@ def recorded(
 @torch.no_grad()
 def layer_inputs(encoder: WhisperEncoder, features: torch.Tensor) -> list[torch.Tensor]:
     """
-    What enters each encoder layer and, last, the final layer norm.
+    The inputs of every encoder layer and, last, of the final layer norm.
 
     Args:
-        encoder (`WhisperEncoder`): of a Whisper or LiteWhisper.
+        encoder (`WhisperEncoder`): encoder of a base or compressed model.
         features (`torch.Tensor` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
 
     Returns:
@@ -77,26 +77,26 @@ def transcripts(
     model: WhisperForConditionalGeneration, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """
-    The model's own greedy transcripts as decoder inputs.
+    Transcribes windows by greedy decoding and returns the transcripts as decoder inputs.
 
     Args:
-        model (`WhisperForConditionalGeneration`): multilingual or English-only.
-        hidden (`torch.Tensor` of shape `(batch, frames, d_model)`): what its encoder gives.
+        model (`WhisperForConditionalGeneration`): a multilingual or English-only model.
+        hidden (`torch.Tensor` of shape `(batch, frames, d_model)`): output of its encoder.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor, list[str]]`: tokens, of shape `(batch, length)`; where in them the next token
-        is a prediction of text or its end, of the same shape; the language of each window, none for an English-only
-        model.
+        `tuple[torch.Tensor, torch.Tensor, list[str]]`: the tokens, of shape `(batch, length)`; a mask of the same shape
+        that is True at positions whose next token is text or its end; the detected language of each window (an empty
+        list for an English-only model).
     """
     settings: Any = model.generation_config
     encoded = BaseModelOutput(last_hidden_state=hidden)
     mask = torch.ones(len(hidden), 2 * hidden.shape[1], dtype=torch.long, device=hidden.device)  # of mel frames
-    # Behind a time in the text `generate` would go on with features, which there are none of.
-    times = range(settings.no_timestamps_token_id + 1, model.config.vocab_size)
+    # After a timestamp `generate` would continue from the features, which it does not have here.
+    timestamps = range(settings.no_timestamps_token_id + 1, model.config.vocab_size)
     greedy: dict[str, Any] = {
         "encoder_outputs": encoded,
         "attention_mask": mask,
-        "suppress_tokens": [*(settings.suppress_tokens or []), *times],
+        "suppress_tokens": [*(settings.suppress_tokens or []), *timestamps],
         "num_beams": 1,
         "do_sample": False,
     }

@@ -1,11 +1,11 @@
-"""The checkpoints that exist on the Hub under efficient-speech/, from their cards."""
+"""The checkpoints published on the Hub under efficient-speech/; figures from their model cards."""
 
 import re
 from pathlib import Path
 
 _NAME = re.compile(r"lite-whisper-(tiny|base|small|medium|large-v3-turbo|large-v3)(-acc|-fast)?")
 
-# Encoder parameters in millions, and word error rate in per cent, as averaged over the utterances of ESB.
+# Encoder parameters in millions, and word error rate in per cent, averaged over the utterances of ESB.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "whisper-tiny": {"": (7.63, 22.01), "acc": (7.41, 22.97), "plain": (7.00, 23.95), "fast": (6.48, 27.09)},
     "whisper-base": {"": (19.82, 17.67), "acc": (18.64, 19.07), "plain": (17.44, 19.71), "fast": (16.07, 23.05)},
@@ -17,6 +17,6 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 
 
 def base_of_published(name: str) -> str | None:
-    """The Hub id of the Whisper that a checkpoint of a published name was made from; None for any other name."""
+    """The Hub id of the base model of a published checkpoint; None for any other name."""
     published = _NAME.fullmatch(Path(name).name)
     return f"openai/whisper-{published[1]}" if published else None

@@ -1,4 +1,4 @@
-"""From `compression.json` and evaluation manifests to a model card; what was not measured does not appear."""
+"""Renders model cards from `compression.json` and evaluation manifests."""
 
 import json
 import shlex
@@ -22,17 +22,17 @@ TAGS = ["lite-whisper", "whisper", "low-rank", "audio", "speech"]
 EVALUATION = "evaluation.json"
 
 Data = dict[str, Any]
-"""What a JSON file holds."""
+"""Contents of a JSON file."""
 
 
 def write_card(folder: Path, name: str) -> None:
-    """Renders the card of a model folder from the data in it; `name` is a Hub id, or how to call the folder."""
+    """Renders and writes the card of a model folder; `name` is a Hub id or the name of the folder."""
     with temporary_name(folder / CARD) as temporary:
         rendered_card(folder, name).save(temporary)
 
 
 def is_rendered(folder: Path) -> bool:
-    """Whether the card of a model folder is as `write_card` wrote it, so that nothing is lost by rendering it again."""
+    """Whether the card of a model folder is unchanged since `write_card`, so that it can be rendered again."""
     text = (folder / CARD).read_text(encoding="utf-8")
     title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), "")
     return text.strip() == str(rendered_card(folder, title)).strip()
@@ -40,34 +40,34 @@ def is_rendered(folder: Path) -> bool:
 
 def rendered_card(folder: Path, name: str) -> ModelCard:
     """
-    The card of a model folder, from the data in it.
+    Renders the card of a model folder.
 
     Raises:
-        InputError: they are missing, or not what a card is rendered from.
+        InputError: `compression.json` or `evaluation.json` is missing or invalid.
     """
     data = card_data(folder)
     try:
         return render_card(name, *data)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, jinja2.TemplateError) as error:
         raise InputError(
-            f"no card can be rendered from {COMPRESSION} and {EVALUATION} in {folder} ({error}); copy them from where "
-            "the model came from"
+            f"cannot render a model card from {COMPRESSION} and {EVALUATION} in {folder} ({error}); copy both files "
+            "from the original model folder"
         ) from error
 
 
 def card_data(folder: Path) -> tuple[Data, Data | None]:
     """
-    What `compression.json` and, where there is one, `evaluation.json` say.
+    Reads `compression.json` and, if it exists, `evaluation.json`.
 
     Raises:
-        InputError: the former is missing, or one is no JSON.
+        InputError: `compression.json` is missing, or a file is damaged.
     """
     compression = read_compression(folder)
     evaluation_file = folder / EVALUATION
     evaluation = read_kept(evaluation_file, "evaluate and publish again") if evaluation_file.exists() else None
     if compression is None:
         raise InputError(
-            f"{folder} has no {COMPRESSION}, from which its card is rendered; write a README.md there yourself"
+            f"{folder} has no {COMPRESSION}, from which model cards are rendered; write its README.md by hand"
         )
     return compression, evaluation
 
@@ -76,24 +76,25 @@ def write_evaluation(
     folder: Path, manifests: Sequence[Path], encoder_weights: str, scoring: str = "plain", note: str = ""
 ) -> None:
     """
-    Writes the figures of manifests into a model folder, for its card; references and transcripts stay behind.
+    Writes the figures of manifests to `evaluation.json`, without references and transcripts.
 
     Args:
         folder (`Path`): the model folder.
-        manifests (`Sequence[Path]`): of the model itself and of those to compare it with; differences are to the first.
-        encoder_weights (`str`): the model's `fingerprint`, by which its own manifests are known.
-        scoring (`str`, *optional*, defaults to `"plain"`): how words are counted, one of `SCORINGS`.
-        note (`str`, *optional*): what the reader has to know of the sets.
+        manifests (`Sequence[Path]`):
+            Manifests of the model and of the models to compare it with; differences are relative to the first model.
+        encoder_weights (`str`): the model's `fingerprint`, which identifies its own manifests.
+        scoring (`str`, *optional*, defaults to `"plain"`): how word errors are counted, one of `SCORINGS`.
+        note (`str`, *optional*): a remark on the datasets for the readers of the card.
 
     Raises:
-        InputError: none is of this model.
+        InputError: none of the manifests belongs to this model.
     """
     evaluations = score(manifests, scoring)
     own = {e.result.model for e in evaluations if e.settings["encoder_weights"] == encoder_weights}
     if len(own) != 1:
         raise InputError(
-            f"{len(own) or 'none'} of the models in the manifests is the one in {folder}, which is known by its "
-            "weights; evaluate that folder and give the manifests that this leaves"
+            f"the manifests contain {len(own) or 'no'} models with the weights of {folder}, not one; evaluate that "
+            "folder and give its manifests"
         )
     data = {
         "model": own.pop(),
@@ -112,16 +113,16 @@ def write_evaluation(
 
 
 def _normalizers(evaluations: Sequence[Evaluation]) -> str:
-    """The name of the normalizer; where sets of several languages have several, each with its sets."""
-    of_sets: dict[str, str] = {}
+    """The name of the normalizer; if datasets use different ones, each name with its datasets."""
+    normalizers: dict[str, str] = {}
     for e in evaluations:
         name, dataset = e.settings["normalizer"], e.result.dataset
-        if of_sets.setdefault(dataset, name) != name:
-            raise InputError(f"the manifests of {dataset} were made with several normalizers; give those of one")
-    sets = {name: [dataset for dataset, of_set in of_sets.items() if of_set == name] for name in of_sets.values()}
+        if normalizers.setdefault(dataset, name) != name:
+            raise InputError(f"the manifests of {dataset} use different normalizers; give manifests made with one")
+    sets = {name: [key for key, used in normalizers.items() if used == name] for name in normalizers.values()}
     if len(sets) == 1:
         return next(iter(sets))
-    return " and ".join(f"{name} ({', '.join(of_name)})" for name, of_name in sets.items())
+    return " and ".join(f"{name} ({', '.join(datasets)})" for name, datasets in sets.items())
 
 
 def render_card(name: str, compression: Data, evaluation: Data | None = None) -> ModelCard:
@@ -129,10 +130,10 @@ def render_card(name: str, compression: Data, evaluation: Data | None = None) ->
     Renders a model card.
 
     Args:
-        name (`str`): the Hub id under which the model is loaded, or its folder.
-        compression (`dict`): the contents of `compression.json`; of a model that is still to be made its base model,
-            recipe and calibration.
-        evaluation (`dict`, *optional*): the contents of `evaluation.json`.
+        name (`str`): Hub id or folder from which the model is loaded.
+        compression (`dict`):
+            Contents of `compression.json`; base model, recipe and calibration suffice for a planned conversion.
+        evaluation (`dict`, *optional*): contents of `evaluation.json`.
     """
     base, base_card = compression["base_model"], compression.get("base_card", {})
     sources = compression.get("calibration", {}).get("datasets", [])
@@ -141,7 +142,7 @@ def render_card(name: str, compression: Data, evaluation: Data | None = None) ->
     measured = eval_results(figure for r in own for figure in figures(r)) or _conversion_result(compression)
     metadata = ModelCardData(
         base_model=base if _is_hub_id(base) else None,
-        base_model_relation="quantized" if _is_hub_id(base) else None,  # the Hub's word for smaller, not trained
+        base_model_relation="quantized" if _is_hub_id(base) else None,  # the Hub's closest term for a smaller model
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         license=base_card.get("license"),
@@ -164,7 +165,7 @@ def render_card(name: str, compression: Data, evaluation: Data | None = None) ->
 
 
 def own_results(evaluation: Data) -> list[Result]:
-    """The figures of the model itself in what `evaluation.json` says."""
+    """The results of the model itself in `evaluation.json`."""
     return [Result(**result) for result in evaluation["results"] if result["model"] == evaluation["model"]]
 
 
@@ -173,7 +174,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _conversion_result(compression: Data) -> list[EvalResult]:
-    """What the conversion itself measured, where that was on one dataset."""
+    """The word error rate measured by the conversion, if it evaluated exactly one dataset."""
     measured = compression.get("evaluation", {}).get("datasets", [])
     if len(measured) != 1:
         return []
@@ -181,7 +182,7 @@ def _conversion_result(compression: Data) -> list[EvalResult]:
 
 
 def recipe_command(name: str, compression: Data) -> str | None:
-    """The command that repeats a compression, where all that decides it is known."""
+    """The command that reproduces a compression; None if the recipe or calibration is unknown."""
     recipe, calibration = compression.get("recipe"), compression.get("calibration")
     if not recipe or not calibration:
         return None
@@ -202,7 +203,7 @@ def recipe_command(name: str, compression: Data) -> str | None:
     words = ["lite-whisper", "convert", "--base-model", compression["base_model"], *size, "--dataset"]
     words += [*calibration["datasets"], *(str(word) for pair in options.items() for word in pair)]
     recovery = compression.get("recovery", {})
-    if recovery and "datasets" not in recovery:  # `lite-whisper recover` is a command of its own
+    if recovery and "datasets" not in recovery:  # otherwise recovered later by `lite-whisper recover`
         words += ["--recover", f"{recovery['minutes']:g}"]
     if compression.get("constant_padding"):
         words.append("--constant-padding")
@@ -210,7 +211,7 @@ def recipe_command(name: str, compression: Data) -> str | None:
 
 
 def _table(name: str, evaluation: Data | None, results: Sequence[Result]) -> list[list[str]]:
-    """Word error rates, a row for each set and a column for each model, headings included."""
+    """Table of word error rates with a row per dataset and a column per model, including the header."""
     if evaluation is None:
         return []
     models, sets = (list(dict.fromkeys(getattr(r, field) for r in results)) for field in ("model", "dataset"))

@@ -1,4 +1,4 @@
-"""From figures to `.eval_results/*.yaml`, which the Hub shows with the model and in the table of the benchmark."""
+"""Writes `.eval_results/*.yaml`, which the Hub shows on the model page and on the leaderboard."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 EVAL_RESULTS = ".eval_results"  # the folder
 LEADERBOARD = f"{EVAL_RESULTS}/open_asr_leaderboard.yaml"
-MEAN, SPEED = "mean_wer", "rtfx"  # tasks of all sets together
+MEAN, SPEED = "mean_wer", "rtfx"  # tasks that summarise all sets
 
 
 def write_eval_results(folder: Path) -> None:
     """
-    Writes a model's figures on the sets of the Open ASR leaderboard, where there are any, into its folder.
+    Writes a model's results on the datasets of the Open ASR leaderboard, if any, into its folder.
 
     Args:
-        folder (`Path`): of the model, with the `evaluation.json` that `write_evaluation` has written.
+        folder (`Path`): model folder with the `evaluation.json` written by `write_evaluation`.
 
     Raises:
-        InputError: the Hub does not say which tasks the leaderboard has.
+        InputError: the tasks of the leaderboard cannot be downloaded.
     """
     _, evaluation = card_data(folder)
     assert evaluation is not None
@@ -46,27 +46,25 @@ def write_eval_results(folder: Path) -> None:
 
 
 def registered_tasks() -> set[str]:
-    """The tasks of the leaderboard by its `eval.yaml` on the Hub, which takes no results of others."""
+    """The tasks in the leaderboard's `eval.yaml` on the Hub, which rejects results for other tasks."""
     try:
         path = HfApi().hf_hub_download(BENCHMARK, "eval.yaml", repo_type="dataset")
     except (EntryNotFoundError, HTTPError) as error:
-        raise InputError(
-            f"the Hub does not say which tasks {BENCHMARK} has, so which results it takes ({error}); try again later"
-        ) from error
+        raise InputError(f"cannot download the tasks of {BENCHMARK} from the Hub ({error}); try again later") from error
     return {task["id"] for task in yaml.safe_load(Path(path).read_text(encoding="utf-8"))["tasks"]}
 
 
 def eval_result_entries(results: Sequence[Result], normalizer: str, tasks: Collection[str]) -> list[EvalResultEntry]:
     """
-    The entries of results on sets of the leaderboard, in its rounding.
+    Creates leaderboard entries from results, rounded as on the leaderboard.
 
-    The mean and the real-time factor, which are of all sets, come where all were evaluated. A warning names what the
-    leaderboard has no task for.
+    The mean word error rate and the real-time factor are included if all datasets were evaluated. Results without a
+    task on the leaderboard are left out with a warning.
 
     Args:
-        results (`Sequence[Result]`): of one model.
-        normalizer (`str`): of the texts; each entry names it and the scoring.
-        tasks (`Collection[str]`): that the leaderboard has.
+        results (`Sequence[Result]`): results of one model.
+        normalizer (`str`): name of the text normalizer; each entry states it and the scoring.
+        tasks (`Collection[str]`): tasks of the leaderboard.
     """
     values = {SHORT_FORM[result.dataset]: round(result.wer, 2) for result in results}
     if len(values) == len(SHORT_FORM):
@@ -74,6 +72,6 @@ def eval_result_entries(results: Sequence[Result], normalizer: str, tasks: Colle
         mean = round(float(np.mean(list(values.values()))), 2)
         values |= {MEAN: mean, SPEED: round(sum(result.audio_seconds for result in results) / seconds, 2)}
     if unknown := sorted(values.keys() - tasks):
-        logger.warning("left out of %s, as %s has no such tasks: %s", LEADERBOARD, BENCHMARK, ", ".join(unknown))
+        logger.warning("left out of %s because %s has no such tasks: %s", LEADERBOARD, BENCHMARK, ", ".join(unknown))
     notes = f"words scored {SCORINGS[results[0].scoring]}; normalizer of Whisper: {normalizer}"
     return [EvalResultEntry(BENCHMARK, task, value, notes=notes) for task, value in values.items() if task in tasks]

@@ -1,4 +1,4 @@
-"""From a model folder to a repository on the Hub, in one commit."""
+"""Publishes a model folder on the Hub in one commit."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from .eval_results import EVAL_RESULTS, write_eval_results
 
 logger = logging.getLogger(__name__)
 
-# What a model consists of; whatever else lies in its folder stays there.
+# The files of a model; other files in its folder are not uploaded.
 UPLOADED = (
     *PROCESSOR_FILES,
     *WEIGHTS,
@@ -34,27 +34,26 @@ UPLOADED = (
     COMPRESSION,
     EVALUATION,
 )
-# Also uploaded; where there is none, that of the repository stays.
+# Also uploaded; if missing, the repository keeps its own.
 WRITTEN_BY_HAND = (CARD, "LICENSE*", f"{EVAL_RESULTS}/*.yaml")
-# What an earlier model may have left in the repository and the new one would be mixed with.
+# Files of an earlier model, deleted from the repository unless the new model replaces them.
 REPLACED = (*UPLOADED, "model*.safetensors", "*.bin")
 
 
 class PublishError(OSError):
-    """The Hub did not take a model; the message says why and what to do, and the repository is as it was."""
+    """Publishing failed and the repository is unchanged; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Destination:
     """
-    Where a model goes.
+    Repository and branch to publish to.
 
     Args:
-        repo_id (`str`): as org/name.
-        private (`bool`, *optional*, defaults to `False`): whether a repository that is created may be seen by its owner
-            only.
-        revision (`str`, *optional*): the branch, created where it is missing; main by default.
-        create_pr (`bool`, *optional*, defaults to `False`): whether the commit becomes a pull request instead.
+        repo_id (`str`): repository as org/name.
+        private (`bool`, *optional*, defaults to `False`): whether to make a newly created repository private.
+        revision (`str`, *optional*): branch to commit to, created if needed; default: main.
+        create_pr (`bool`, *optional*, defaults to `False`): whether to open a pull request instead.
     """
 
     repo_id: str
@@ -65,37 +64,35 @@ class Destination:
 
 def check_destination(destination: Destination) -> None:
     """
-    Makes sure, before long work, that somebody is logged in who may write.
+    Checks the destination and the Hub login, so that errors are reported before long work.
 
     Raises:
-        InputError: the name cannot be that of a repository, or the options exclude each other.
-        PublishError: nobody is logged in, the token may only read, or the Hub cannot be reached.
+        InputError: the repository name is invalid, or options conflict.
+        PublishError: there is no login, the token is read-only, or the Hub cannot be reached.
     """
     try:
         validate_repo_id(destination.repo_id)
     except HFValidationError as error:
-        raise InputError(
-            f"{destination.repo_id} cannot be the name of a repository ({error}); give org/name"
-        ) from error
+        raise InputError(f"{destination.repo_id} is not a valid repository name ({error}); give org/name") from error
     if "/" not in destination.repo_id:
-        raise InputError(f"{destination.repo_id} names no owner; give org/name, or your user name before the slash")
+        raise InputError(f"{destination.repo_id} has no owner; give org/name or user/name")
     if destination.create_pr and destination.revision:
-        raise InputError("a pull request goes to the main branch; name no other", setting="revision")
-    with _explained("nothing has begun"):
+        raise InputError("pull requests target the main branch; leave the revision out", setting="revision")
+    with _explained("no work has started"):
         user = HfApi().whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PublishError("the Hub token may only read; log in with one that may write (hf auth login)")
+        raise PublishError("the Hub token is read-only; log in with a token that has write access (hf auth login)")
 
 
 def check_folder(folder: Path) -> None:
     """
-    Makes sure that a model folder is complete, and that its files are its own.
+    Checks that a model folder is complete and contains no symbolic links.
 
     Raises:
-        InputError: something is missing without which the model could not be loaded from the Hub, or is a link.
+        InputError: a file needed to load the model from the Hub is missing, or a file is a symbolic link.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    processor = "save the processor there, or have lite-whisper convert --upgrade write a whole folder"
+    processor = "save the processor there, or complete the folder with lite-whisper upgrade"
     needed = {
         "config.json": "a model folder",
         "model*.safetensors": "weights in safetensors",
@@ -104,56 +101,56 @@ def check_folder(folder: Path) -> None:
         "*processor_config.json": f"a feature extractor; {processor}",
         "generation_config.json": "generation settings; save the model with save_pretrained",
     }
-    for pattern, what in needed.items():
+    for pattern, requirement in needed.items():
         if not any(fnmatch(name, pattern) for name in names):
-            raise InputError(f"{folder} has no {pattern}: it needs {what}")
-    for name in sorted([*filter(_belongs, _names(folder)), EVAL_RESULTS]):
-        if (folder / name).is_symlink():  # to what else lies on this machine, perhaps
+            raise InputError(f"{folder} has no {pattern}: it needs {requirement}")
+    for name in sorted([*filter(_is_model_file, _relative_paths(folder)), EVAL_RESULTS]):
+        if (folder / name).is_symlink():  # it might point to unrelated local files
             raise InputError(
-                f"{folder / name} is a link to {(folder / name).readlink()}; put the file itself there to publish it"
+                f"{folder / name} is a link to {(folder / name).readlink()}; replace it with the file to publish it"
             )
 
 
-def _names(folder: Path) -> list[str]:
-    """What lies where files of a model may lie, relative to its folder."""
+def _relative_paths(folder: Path) -> list[str]:
+    """Paths in a model folder and its results folder, relative to the model folder."""
     return [path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *(folder / EVAL_RESULTS).glob("*"))]
 
 
-def _belongs(name: str) -> bool:
+def _is_model_file(name: str) -> bool:
     return any(_matches(name, pattern) for pattern in (*UPLOADED, *WRITTEN_BY_HAND))
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a path in a repository is of a pattern, whose `*` stands for no slash."""
+    """Whether a path matches a pattern in which `*` does not match a slash."""
     return name.count("/") == pattern.count("/") and fnmatch(name, pattern)
 
 
 def files_to_upload(folder: Path) -> list[Path]:
     """
-    The files of a model folder that belong on the Hub, relative to it; a warning names the others.
+    The files of a model folder to upload, relative to it. Other files are left out with a warning.
 
     Raises:
         InputError: as in `check_folder`.
     """
     check_folder(folder)
-    every = sorted(_names(folder))
-    files = [name for name in every if (folder / name).is_file() and _belongs(name)]
+    every = sorted(_relative_paths(folder))
+    files = [name for name in every if (folder / name).is_file() and _is_model_file(name)]
     if others := [name for name in every if name not in files and name != EVAL_RESULTS]:
-        logger.warning("left out, because they are no files of a model: %s", ", ".join(others))
+        logger.warning("left out, not part of a model: %s", ", ".join(others))
     return list(map(Path, files))
 
 
 def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = (), scoring: str = "plain") -> list[Path]:
     """
-    Puts the figures of manifests and the card under its final name into a model folder.
+    Adds the figures of manifests to a model folder and renders its card for the repository.
 
-    A card that somebody has edited is kept as it is.
+    A card that was edited by hand is kept.
 
     Returns:
         `list[Path]`: the files to upload, relative to the folder.
 
     Raises:
-        InputError: as in `check_folder` and `write_eval_results`, or a manifest is of another model.
+        InputError: as in `check_folder`, `write_evaluation` and `write_eval_results`.
     """
     check_folder(folder)
     card = folder / CARD
@@ -165,37 +162,37 @@ def prepare_upload(folder: Path, repo_id: str, manifests: Sequence[Path] = (), s
     if rendered:
         write_card(folder, repo_id)
     elif card.exists():
-        logger.warning("%s was written by hand and is kept; remove it to have it rendered from the data", card)
+        logger.warning("%s was edited by hand and is kept; delete it to render a new one", card)
     return files_to_upload(folder)
 
 
 def publish(folder: Path, destination: Destination, files: Sequence[Path]) -> CommitInfo:
     """
-    Uploads files of a model folder in one commit; files of an earlier model that are not among them are removed.
+    Uploads files of a model folder in one commit, which also deletes leftover files of an earlier model.
 
-    The commit comes last and whole (`create_commit`, where `upload_folder` may make several), so the repository holds
-    the old model or the new one. What was uploaded before an interruption is not sent again.
+    Uses `create_commit` rather than `upload_folder`, which may create several commits, so that the repository always
+    holds either the old or the new model. Files uploaded before an interruption are not sent again.
 
     Args:
         folder (`Path`): the model folder.
-        destination (`Destination`): where it goes.
-        files (`Sequence[Path]`): from `prepare_upload`.
+        destination (`Destination`): repository and branch.
+        files (`Sequence[Path]`): the files to upload, from `prepare_upload`.
 
     Returns:
-        `CommitInfo`: what huggingface_hub says of the commit: `oid`, `commit_url`, `pr_url`.
+        `CommitInfo`: the commit, with `oid`, `commit_url` and `pr_url`.
 
     Raises:
-        InputError: as in `check_destination`, or the repository is public and was to be private.
-        PublishError: the Hub refused, or the connection was lost.
+        InputError: as in `check_destination`, or a private repository was requested but it exists and is public.
+        PublishError: the Hub rejected the upload, or the connection was lost.
     """
     check_destination(destination)
     api, repo_id = HfApi(), destination.repo_id
     branch = destination.revision or "main"
-    with _explained(f"{folder} is complete, so run this later: lite-whisper publish {folder} {repo_id}"):
+    with _explained(f"{folder} is complete; publish it later: lite-whisper publish {folder} {repo_id}"):
         api.create_repo(repo_id, private=destination.private or None, exist_ok=True)
         if destination.private and not api.model_info(repo_id).private:
             raise InputError(
-                f"{repo_id} exists and is public; choose another name, or publish openly", setting="private"
+                f"{repo_id} exists and is public; choose another name or leave private out", setting="private"
             )
         if destination.revision:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
@@ -214,18 +211,18 @@ def publish(folder: Path, destination: Destination, files: Sequence[Path]) -> Co
         )
 
 
-ADVICE = {
-    401: "the Hub does not know the token; log in with hf auth login, or set HF_TOKEN",
-    403: "the Hub token may not write there; log in with one that may (hf auth login), or choose another owner",
-    404: "the Hub does not find it; check the name and the revision",
-    409: "somebody changed the repository at the same time; try again",
-    429: "the Hub has had too many requests from you",
+ADVICE_BY_STATUS = {
+    401: "the Hub token is invalid; log in with hf auth login, or set HF_TOKEN",
+    403: "the Hub token has no write access there; log in with another (hf auth login), or choose another owner",
+    404: "not found on the Hub; check the name and the revision",
+    409: "the repository was changed at the same time; try again",
+    429: "too many requests to the Hub",
 }
 
 
 @contextmanager
 def _explained(outcome: str) -> Iterator[None]:
-    """Turns what goes wrong between here and the Hub into one line that says what to do."""
+    """Converts errors of the Hub and the connection to a `PublishError` with advice."""
     try:
         yield
     except InputError:
@@ -233,18 +230,18 @@ def _explained(outcome: str) -> Iterator[None]:
     except (HTTPError, LocalTokenNotFoundError, RuntimeError, ValueError) as error:
         cause: BaseException = error
         while cause.__cause__ and not isinstance(cause, (HTTPError, LocalTokenNotFoundError)):
-            cause = cause.__cause__  # huggingface_hub wraps what stops the upload of a file
-        raise PublishError(f"{_reason(cause)}. Nothing half-uploaded is on the Hub; {outcome}") from error
+            cause = cause.__cause__  # huggingface_hub wraps the error of a file upload
+        raise PublishError(f"{_reason(cause)}. The repository on the Hub is unchanged; {outcome}") from error
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, LocalTokenNotFoundError):
-        return "nobody is logged in to the Hub; log in with hf auth login, or set HF_TOKEN"
+        return "not logged in to the Hub; log in with hf auth login, or set HF_TOKEN"
     response = getattr(error, "response", None)
     if response is None:
-        what = "connection to the Hub" if isinstance(error, HTTPError) else "upload"
-        return f"the {what} failed ({error or type(error).__name__}); try again later"
-    said = getattr(error, "server_message", None) or response.reason_phrase
-    advice = ADVICE.get(response.status_code, "the Hub is out of order; try again later")
+        action = "connection to the Hub" if isinstance(error, HTTPError) else "upload"
+        return f"the {action} failed ({error or type(error).__name__}); try again later"
+    message = getattr(error, "server_message", None) or response.reason_phrase
+    advice = ADVICE_BY_STATUS.get(response.status_code, "the Hub reported an error; try again later")
     wait = response.headers.get("Retry-After")
-    return f"{advice}{f', try again in {wait} s' if wait else ''} ({response.status_code}: {said})"
+    return f"{advice}{f', try again in {wait} s' if wait else ''} ({response.status_code}: {message})"

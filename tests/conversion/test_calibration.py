@@ -1,4 +1,4 @@
-"""Calibration: kept in a file by `--moments`, and announced."""
+"""Calibration: saved and reused by `--calibration-file`, and announced."""
 
 import json
 import re
@@ -10,22 +10,30 @@ import pytest
 import torch
 from conversions import CLIPS, MODEL, arguments, contents, only_message, run, unnamed_contents
 
+from lite_whisper.cli.convert import main
 from lite_whisper.conversion import calibration
-from lite_whisper.convert import main
 
 
 @pytest.mark.slow
-def test_kept_moments_spare_the_audio(tmp_path: Path, speech: Path) -> None:
+def test_saved_moments_replace_the_audio(tmp_path: Path, speech: Path) -> None:
     audio, moments = tmp_path / "audio", tmp_path / "new" / "moments.safetensors"
     shutil.copytree(speech, audio)
     other = ["--thresholds", "0.9:0.99", "--rank-multiple", "8"]
     assert main(arguments(tmp_path / "direct", audio, *other)) == 0
-    assert main(arguments(tmp_path / "first", audio, "--moments", moments)) == 0
+    assert main(arguments(tmp_path / "first", audio, "--calibration-file", moments)) == 0
     assert [path.name for path in moments.parent.iterdir()] == [moments.name]
     shutil.rmtree(audio)
-    assert main(arguments(tmp_path / "again", audio, "--moments", moments, *other)) == 0
+    assert main(arguments(tmp_path / "again", audio, "--calibration-file", moments, *other)) == 0
     # Nor need the dataset, or how much of it was used, be told again.
-    unnamed = ["--model", str(MODEL), "--output", str(tmp_path / "unnamed"), "--moments", str(moments), *other]
+    unnamed = [
+        "--base-model",
+        str(MODEL),
+        "--output",
+        str(tmp_path / "unnamed"),
+        "--calibration-file",
+        str(moments),
+        *other,
+    ]
     assert main(unnamed) == 0
     direct = unnamed_contents(tmp_path / "direct")
     assert json.loads(direct["compression.json"] or b"")["recipe"]["thresholds"] == [0.9, 0.99]
@@ -41,12 +49,12 @@ def test_kept_moments_spare_the_audio(tmp_path: Path, speech: Path) -> None:
     [
         (["--seed", "4"], r"seed 3 there, 4 here"),
         (["--noise", "0:40"], r"noise \[\] there, \[0.0, 40.0\] here"),
-        (["--num-samples", "5"], r"num_samples 4 there, 5 here"),
+        (["--num-windows", "5"], r"num_windows 4 there, 5 here"),
         (["--dtype", "bfloat16"], r"dtype float32 there, bfloat16 here"),
         (["--dataset", str(CLIPS)], rf"datasets .*speech.* there, .*{CLIPS}.* here"),
     ],
 )
-def test_moments_of_something_else_are_refused(
+def test_moments_of_other_settings_are_rejected(
     options: list[str],
     message: str,
     tmp_path: Path,
@@ -56,16 +64,16 @@ def test_moments_of_something_else_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept = moments_file.read_bytes()
-    assert run(*arguments(tmp_path / "lite", speech, "--moments", moments_file, *options)) == 1
+    assert run(*arguments(tmp_path / "lite", speech, "--calibration-file", moments_file, *options)) == 1
     said = only_message(capsys.readouterr().err)
     assert re.search(message, said) and said.count(" there,") == 1 and str(moments_file) in said
     assert contents(tmp_path) == {} and moments_file.read_bytes() == kept
 
 
 @pytest.mark.slow
-def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sensitivities join the moments in their file; neither is computed twice."""
-    kept = ["--moments", tmp_path / "moments.safetensors", "--num-samples", "2"]
+def test_saved_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sensitivities are added to the file of the moments; neither is computed again."""
+    kept = ["--calibration-file", tmp_path / "moments.safetensors", "--num-windows", "2"]
     default = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--noise", "none"]
     assert main(arguments(tmp_path / "published", speech, *kept)) == 0
     monkeypatch.setattr("lite_whisper.conversion.calibration.collect_moments", None)
@@ -79,10 +87,10 @@ def test_kept_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_first_pass_is_kept_when_the_second_is_interrupted(
+def test_moments_survive_an_interruption_of_the_second_pass(
     tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = arguments(tmp_path / "lite", speech, "--ratio", "0.3", "--recipe", "loss-aware", "--num-samples", "2")
+    given = arguments(tmp_path / "lite", speech, "--ratio", "0.3", "--recipe", "loss-aware", "--num-windows", "2")
     with monkeypatch.context() as interrupted:
         interrupted.setattr(calibration, "collect_sensitivities", interrupt)
         assert run(*given) == 130
@@ -99,5 +107,5 @@ def test_a_long_calibration_is_announced(base_model, monkeypatch, capsys, second
     """Two batches of four windows, the first of which takes the encoder so long, cost 15 passes over four windows."""
     clock = iter((0.0, seconds))
     monkeypatch.setattr(calibration, "now", lambda device: next(clock))
-    calibration._announce(base_model, [torch.zeros(4, 80, 600)] * 2, 8)
+    calibration._announce_duration(base_model, [torch.zeros(4, 80, 600)] * 2, 8)
     assert capsys.readouterr().err.strip() == said

@@ -9,8 +9,8 @@ import pytest
 from conversions import COPIED, WINDOWS, WRITTEN, arguments, only_message, unnamed_contents
 from safetensors.torch import load_file
 
+from lite_whisper.cli.convert import main
 from lite_whisper.conversion import recipes
-from lite_whisper.convert import main
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_default_recipe_meets_its_budget(loss_aware: Path) -> None:
 def test_an_interrupted_run_goes_on_where_it_stopped(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--num-samples", "2"]
+    options = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--num-windows", "2"]
     assert main(arguments(tmp_path / "undisturbed", speech, *options)) == 0
 
     def stop(*more: Any) -> Any:
@@ -66,6 +66,6 @@ def test_a_budget_that_is_too_small(tmp_path: Path, speech: Path, capsys: pytest
     options = ["--recipe", "loss-aware", "--ratio", "0.05"]
     assert main(arguments(tmp_path / "lite", speech, *options)) == 1
     said = only_message(capsys.readouterr().err)
-    assert "is smaller than ranks of 16 allow: the smallest has 798,208, a ratio of 0.158" in said
+    assert "is below the minimum of 798,208 (ratio 0.158) for ranks in multiples of 16" in said
     assert said.endswith("(--rank-multiple)")
     assert not (tmp_path / "lite").exists()

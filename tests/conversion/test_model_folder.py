@@ -1,4 +1,4 @@
-"""The folder that a conversion writes: complete, explained, and free of this machine."""
+"""The model folder written by a conversion: complete, documented and without local paths."""
 
 import filecmp
 import importlib.metadata
@@ -30,7 +30,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.convert import main
+from lite_whisper.cli.convert import main
 
 
 def test_the_result_folder_is_complete(converted: Path) -> None:
@@ -71,7 +71,7 @@ def test_compression_json_says_what_was_done(converted: Path) -> None:
     assert said["recipe"] == {"name": "liteasr", "thresholds": [0.99, 0.999], "rank_multiple": 16}
     calibration = said["calibration"]
     assert calibration["datasets"] == ["speech"]
-    assert (calibration["seed"], calibration["num_samples"], calibration["frames"]) == (3, WINDOWS, WINDOWS * 300)
+    assert (calibration["seed"], calibration["num_windows"], calibration["frames"]) == (3, WINDOWS, WINDOWS * 300)
     assert calibration["skipped"] == []
     for name in ("lite-whisper", "torch", "transformers", "numpy"):
         assert said["versions"][name] == importlib.metadata.version(name)
@@ -98,7 +98,7 @@ def test_ranks_and_sizes_in_compression_json_are_those_of_the_weights(converted:
 @pytest.mark.slow
 def test_variance_kept_is_that_of_the_outputs(converted: Path, tmp_path: Path, speech: Path) -> None:
     # The calibration saw four of the clips; with all six the order, which is the seed's, does not matter.
-    assert main(arguments(tmp_path / "lite", speech, "--num-samples", "6")) == 0
+    assert main(arguments(tmp_path / "lite", speech, "--num-windows", "6")) == 0
     said = report(tmp_path / "lite")
     model = WhisperForConditionalGeneration.from_pretrained(MODEL).eval()
     outputs: dict[tuple[int, str], torch.Tensor] = {}
@@ -141,7 +141,7 @@ def convert_stored_in(dtype: torch.dtype, folder: Path, speech: Path, *options: 
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((MODEL / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
     (base / "config.json").write_text(json.dumps(config))
-    assert main(arguments(output, speech, "--model", base, *options)) == 0
+    assert main(arguments(output, speech, "--base-model", base, *options)) == 0
     return base, output
 
 
@@ -182,7 +182,7 @@ def test_evaluation_adds_word_error_rate_and_encoder_time(
     for name, _ in rows:
         shutil.copy(TEST_CLIPS / name, tmp_path / "test")
     output, harsh = tmp_path / "lite", ["--thresholds", "0.3:0.3", "--rank-multiple", "1"]
-    options = ["--moments", moments_file, *harsh, "--evaluate", tmp_path / "test", "--batch-size", "3"]
+    options = ["--calibration-file", moments_file, *harsh, "--evaluate", tmp_path / "test", "--batch-size", "3"]
     assert main(arguments(output, speech, *options)) == 0
     table, said = capsys.readouterr().out, report(output)
     assert re.search(r"^word error rate .*%", table, re.M) and re.search(r"^encoder, per window .* ms ", table, re.M)
@@ -215,7 +215,7 @@ def test_broken_files_among_good_ones_are_skipped_named_and_counted(
     (audio / "broken.wav").write_bytes(b"broken")
     soundfile.write(audio / "nan.wav", NOT_A_NUMBER, 16_000, subtype="FLOAT")
     soundfile.write(audio / "silent.wav", SILENCE, 16_000)  # two windows long
-    assert main(arguments(tmp_path / "lite", audio, "--num-samples", "100")) == 0
+    assert main(arguments(tmp_path / "lite", audio, "--num-windows", "100")) == 0
     for message in ("skipped audio/broken.wav", "skipped audio/nan.wav", "skipped 2 clips", "2 silent windows"):
         assert message in caplog.text
     calibration = report(tmp_path / "lite")["calibration"]

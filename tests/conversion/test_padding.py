@@ -1,4 +1,4 @@
-"""Padding that is learnt by `pad`, by a conversion and anew by a recovery, and what is refused."""
+"""Padding tables precomputed by `precompute-padding` or a conversion, and recomputed after recovery."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ import torch
 from conversions import MODEL, arguments, report
 from safetensors.torch import load_file
 
-from lite_whisper.cli import pad, recover
-from lite_whisper.convert import main
+from lite_whisper.cli import precompute_padding, recover
+from lite_whisper.cli.convert import main
 from lite_whisper.lowrank import padding
 from lite_whisper.models.folders import load_model
 
@@ -28,7 +28,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_ratio_of_one_gives_the_dense_encoder_with_its_padding(speech: Path, tmp_path: Path) -> None:
     output = tmp_path / "whole"
-    options = ["--model", MODEL, "--ratio", 1, "--num-samples", 4, "--dataset", speech, "--output", output]
+    options = ["--base-model", MODEL, "--ratio", 1, "--num-windows", 4, "--dataset", speech, "--output", output]
     assert main(list(map(str, options))) == 0
     found, base = weights(output), load_file(MODEL / "model.safetensors")
     for name, tensor in base.items():
@@ -41,42 +41,44 @@ def test_a_ratio_of_one_gives_the_dense_encoder_with_its_padding(speech: Path, t
     assert sizes["after"]["encoder_parameters"] - sizes["before"]["encoder_parameters"] == added
 
 
-def test_a_compressed_model_learns_its_own_and_anew_when_it_recovers(speech: Path, tmp_path: Path) -> None:
+def test_padding_of_a_compressed_model_is_recomputed_after_recovery(speech: Path, tmp_path: Path) -> None:
     assert main(arguments(tmp_path / "lite", speech, "--constant-padding")) == 0
     model, _ = load_model(str(tmp_path / "lite"))
     assert model.get_encoder().uses_constant_padding
     assert main(arguments(tmp_path / "without", speech)) == 0
     assert KNOWN not in weights(tmp_path / "without")
     assert [report(tmp_path / name)["constant_padding"] for name in ("lite", "without")] == [True, False]
-    options = ["--dataset", speech, "--output", tmp_path / "padded", "--num-samples", 4]
+    options = ["--dataset", speech, "--output", tmp_path / "padded", "--num-windows", 4]
     assert (
-        pad.main(list(map(str, [tmp_path / "without", *options]))) == 0
+        precompute_padding.main(list(map(str, [tmp_path / "without", *options]))) == 0
         and report(tmp_path / "padded")["constant_padding"]
     )
-    options = ["--dataset", speech, "--output", tmp_path / "recovered", "--steps", 5, "--num-samples", 4]
-    assert recover.main(list(map(str, [tmp_path / "lite", "--teacher", MODEL, *options]))) == 0
+    options = ["--dataset", speech, "--output", tmp_path / "recovered", "--steps", 5, "--num-windows", 4]
+    assert recover.main(list(map(str, [tmp_path / "lite", "--base-model", MODEL, *options]))) == 0
     before, after = weights(tmp_path / "lite"), weights(tmp_path / "recovered")
     assert not torch.equal(before["model.encoder.layers.0.fc1.weight1"], after["model.encoder.layers.0.fc1.weight1"])
     assert not torch.equal(before[KNOWN], after[KNOWN])
 
 
-def test_a_model_that_knows_it_learns_it_anew(padded: Path, speech: Path, tmp_path: Path, capsys) -> None:
-    options = ["--dataset", str(speech), "--output", str(tmp_path / "again"), "--num-samples", "4"]
-    assert pad.main([str(padded), *options]) == 0
+def test_existing_padding_tables_are_replaced(padded: Path, speech: Path, tmp_path: Path, capsys) -> None:
+    options = ["--dataset", str(speech), "--output", str(tmp_path / "again"), "--num-windows", "4"]
+    assert precompute_padding.main([str(padded), *options]) == 0
     assert "0.00 M parameters more" in capsys.readouterr().out
     assert not torch.equal(weights(padded)[KNOWN], weights(tmp_path / "again")[KNOWN])
 
 
-def test_what_cannot_be_done_is_said_before_any_work(padded: Path, speech: Path, tmp_path: Path, capsys) -> None:
+def test_errors_are_reported_before_any_work(padded: Path, speech: Path, tmp_path: Path, capsys) -> None:
     target = shutil.copytree(padded, tmp_path / "there")
-    assert pad.main([str(padded), "--dataset", str(speech), "--output", str(target)]) == 1
+    assert precompute_padding.main([str(padded), "--dataset", str(speech), "--output", str(target)]) == 1
     assert "--overwrite" in capsys.readouterr().err
     (target / "tokenizer_config.json").unlink()
-    assert pad.main([str(target), "--dataset", str(speech), "--output", str(tmp_path / "new")]) == 1
-    assert "--upgrade" in capsys.readouterr().err
-    assert pad.main([str(padded), "--dataset", str(tmp_path / "nowhere"), "--output", str(tmp_path / "new")]) == 1
+    assert precompute_padding.main([str(target), "--dataset", str(speech), "--output", str(tmp_path / "new")]) == 1
+    assert "lite-whisper upgrade" in capsys.readouterr().err
+    assert (
+        precompute_padding.main(
+            [str(padded), "--dataset", str(tmp_path / "nowhere"), "--output", str(tmp_path / "new")]
+        )
+        == 1
+    )
     assert "nowhere" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
-    with pytest.raises(SystemExit):
-        main(arguments(tmp_path / "x", speech, "--sweep", "0.5", "--constant-padding", "--evaluate", speech))
-    assert "--constant-padding" in capsys.readouterr().err

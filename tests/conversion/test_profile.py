@@ -1,4 +1,4 @@
-"""`lite-whisper profile`, and a conversion that spends what it measured."""
+"""`lite-whisper profile`, and conversions under a time budget."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import torch
 from processor_time import measure_processor_time
 from transformers import WhisperConfig
 
-from lite_whisper import convert
+from lite_whisper.cli import convert
 from lite_whisper.cli import profile as command
 from lite_whisper.conversion import profile as time_table
 from lite_whisper.lowrank.time_cost import load_time_table
@@ -41,7 +41,7 @@ def test_profile(profile: Path) -> None:
 
 
 def test_what_is_measured(monkeypatch) -> None:
-    """The table holds, for each product, the time of just that product, per window."""
+    """The table holds the time of each product per window."""
     monkeypatch.setattr(
         time_table, "product_seconds", lambda x, *widths: 1e-6 * x.shape[0] * np.prod(widths, dtype=float)
     )
@@ -79,7 +79,7 @@ def test_conversion(size: list[str], tmp_path: Path, capsys) -> None:
     speech.mkdir()
     for index in range(2):
         shutil.copy(CALIBRATION / f"calibration_{index:03}.flac", speech)
-    arguments = ["--model", str(MINIATURE), "--dataset", str(speech), "--num-samples", "2", "--rank-multiple", "4"]
+    arguments = ["--base-model", str(MINIATURE), "--dataset", str(speech), "--num-windows", "2", "--rank-multiple", "4"]
     arguments += ["--output", str(tmp_path / "lite"), *size]
     assert convert.main([*arguments, "--profile", str(tmp_path / "elsewhere.json")]) == 1
     assert "there is no file" in capsys.readouterr().err and not (tmp_path / "lite").exists()
@@ -92,7 +92,7 @@ def test_conversion(size: list[str], tmp_path: Path, capsys) -> None:
     )
     recipe = report["recipe"]
     assert recipe["predicted_speedup"] == pytest.approx(stock / time, abs=1e-3)
-    assert f"by the profile: {stock / time:.2f}" in capsys.readouterr().out
+    assert f"from the profile: {stock / time:.2f}" in capsys.readouterr().out
     if "--target-speedup" in size:
         assert stock / time == pytest.approx(1.6, rel=0.02) and stock / time >= 1.6
         assert recipe["encoder_parameters"] == report["after"]["encoder_parameters"]

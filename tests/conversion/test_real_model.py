@@ -7,7 +7,7 @@ import pytest
 from conversions import CLIPS, ROOT, TEST_CLIPS, report
 
 from lite_whisper.audio import AudioDataset
-from lite_whisper.convert import main
+from lite_whisper.cli.convert import main
 from lite_whisper.evaluation.decoding import transcribe
 from lite_whisper.evaluation.word_error_rate import text_normalizer, word_errors
 from lite_whisper.models.folders import load_model
@@ -20,7 +20,7 @@ WHISPER = Path(os.environ.get("WHISPER", ROOT / "build/whisper-base"))  # as in 
 def test_a_real_whisper_hears_what_it_heard_before(tmp_path: Path) -> None:
     """Its own transcripts before are the reference."""
     output = tmp_path / "lite"
-    options = ["--model", WHISPER, "--dataset", CLIPS, "--ratio", 0.81, "--num-samples", 4, "--output", output]
+    options = ["--base-model", WHISPER, "--dataset", CLIPS, "--ratio", 0.81, "--num-windows", 4, "--output", output]
     assert main(list(map(str, options))) == 0
     sizes = [report(output)[when]["encoder_parameters"] for when in ("before", "after")]
     assert 0.75 * sizes[0] < sizes[1] <= 0.81 * sizes[0]

@@ -1,4 +1,4 @@
-"""What a conversion can be asked for, and what is filled in."""
+"""Settings of a conversion: sizes, defaults and combinations."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from lite_whisper.conversion import ConversionSettings
 
 
 def settings(name: str = "mine", **more: Any) -> ConversionSettings:
-    return ConversionSettings(**{"model": f"org/{name}", "output": Path("y"), "dataset": ["x"], **more})
+    return ConversionSettings(**{"base_model": f"org/{name}", "output": Path("y"), "dataset": ["x"], **more})
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def settings(name: str = "mine", **more: Any) -> ConversionSettings:
         ({}, "mine", 636_000, 378_000),
     ],
 )
-def test_sizes_that_may_be_asked_for(size: dict[str, Any], name: str, parameters: int, expected: int) -> None:
-    asked = settings(name, **size)
-    assert asked.recipe == "loss-aware"
-    assert asked.encoder_budget(parameters, 1_000) == expected
+def test_encoder_budget(size: dict[str, Any], name: str, parameters: int, expected: int) -> None:
+    requested = settings(name, **size)
+    assert requested.recipe == "loss-aware"
+    assert requested.encoder_budget(parameters, 1_000) == expected
 
 
-def test_what_is_filled_in() -> None:
+def test_defaults() -> None:
     default = settings()
     assert (default.recipe, default.cost, default.noise, default.thresholds) == (
         "loss-aware",
@@ -54,11 +54,12 @@ def test_what_is_filled_in() -> None:
         ({"recipe": "liteasr", "ratio": 0.5}, "recipe"),
         ({"recipe": "loss-aware", "thresholds": (0.9, 0.9)}, "thresholds"),
         ({"cost": "time"}, "profile"),
+        ({"profile": Path("p.json")}, "cost"),
         ({"target_speedup": 1.5, "profile": Path("p.json"), "cost": "parameters"}, "cost"),
         ({"cost": "time", "profile": Path("p.json"), "recipe": "liteasr"}, "recipe"),
     ],
 )
-def test_what_does_not_go_together_names_a_setting(more: dict[str, Any], setting: str) -> None:
-    with pytest.raises(InputError) as refused:
+def test_conflicting_settings_name_one_of_them(more: dict[str, Any], setting: str) -> None:
+    with pytest.raises(InputError) as rejected:
         settings(**more)
-    assert refused.value.setting == setting and "--" not in str(refused.value)
+    assert rejected.value.setting == setting and "--" not in str(rejected.value)

@@ -28,14 +28,14 @@ MODEL = ROOT / "examples/whisper-digits"
 AUDIO = ROOT / "examples/digits/calibration"
 TEST = ROOT / "examples/digits/test"
 
-CONVERT = ["--model", MODEL, "--dataset", AUDIO, "--num-samples", 5, "--batch-size", 1, "--ratio", 0.2]
-CONVERT += ["--rank-multiple", 4, "--device", "cpu", "--moments", "moments.safetensors", "--output", "lite"]
+CONVERT = ["--base-model", MODEL, "--dataset", AUDIO, "--num-windows", 5, "--batch-size", 1, "--ratio", 0.2]
+CONVERT += ["--rank-multiple", 4, "--device", "cpu", "--calibration-file", "moments.safetensors", "--output", "lite"]
 EVALUATE = [MODEL, "--dataset", "recordings", "org/strings", "--batch-size", 2, "--device", "cpu", "--language", "en"]
 
 PROGRAM = f"""
 import os, signal, sys
 from accelerate import PartialState
-from lite_whisper import convert
+from lite_whisper.cli import convert
 from lite_whisper.cli import evaluate
 from lite_whisper.evaluation import evaluate as runner
 from lite_whisper.lowrank import compression
@@ -50,7 +50,7 @@ if "--break" in sys.argv:
         return solve(*arguments)
 
     compression.factorize = broken
-runner.CHUNK = 3
+runner.BLOCK_SIZE = 3
 code = convert.main({[str(word) for word in CONVERT]})
 sys.exit(code or evaluate.main({[str(word) for word in EVALUATE]}))
 """
@@ -159,10 +159,10 @@ def test_three_processes_do_what_one_does(recordings: Path, tmp_path: Path, monk
     assert settings["left_out"] == 1 and len(settings["skipped"]) == 1
 
 
-@pytest.mark.parametrize("num_samples", [None, 7])
+@pytest.mark.parametrize("num_windows", [None, 7])
 @pytest.mark.parametrize("processes", [2, 3, 4, 5])
-def test_every_clip_is_read_by_one_process(processes: int, num_samples: int | None, monkeypatch) -> None:
-    """The same chunks, however many processes; of a dataset in three parts each process opens its own alone."""
+def test_every_clip_is_read_by_one_process(processes: int, num_windows: int | None, monkeypatch) -> None:
+    """The same blocks, however many processes; of a dataset in three parts each process opens its own alone."""
     opened: list[int] = []
 
     def part(number: int, clips: int) -> Iterator[Entry]:
@@ -171,14 +171,14 @@ def test_every_clip_is_read_by_one_process(processes: int, num_samples: int | No
 
     dataset = AudioDataset([])
     dataset._sources = [[partial(part, 0, 5), partial(part, 1, 0), partial(part, 2, 4)]]
-    whole = list(dataset.chunks(2, num_samples))
-    assert sum(map(len, whole)) == (num_samples or 9)
+    whole = list(dataset.blocks(2, num_windows))
+    assert sum(map(len, whole)) == (num_windows or 9)
     found = []
     for process in range(processes):
         monkeypatch.setitem(PartialState._shared_state, "num_processes", processes)
         monkeypatch.setitem(PartialState._shared_state, "process_index", process)
         opened.clear()
-        found += dataset.chunks(2, num_samples)
-        if processes <= 3 and num_samples is None:
+        found += dataset.blocks(2, num_windows)
+        if processes <= 3 and num_windows is None:
             assert opened == list(range(process, 3, processes))
-    assert sorted(found, key=lambda chunk: chunk[0][0]) == whole
+    assert sorted(found, key=lambda block: block[0][0]) == whole

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from conversions import MODEL, TEST_CLIPS, only_message, report
 
-from lite_whisper.convert import main
+from lite_whisper.cli import convert
+from lite_whisper.cli.sweep import main
 
 
 @pytest.mark.long
@@ -19,8 +20,8 @@ def test_a_sweep_compares_both_recipes(
     shutil.copytree(TEST_CLIPS, held_out, ignore=shutil.ignore_patterns("*_0[1-9]*", "*_1*"))
     listing = (held_out / "metadata.csv").read_text().splitlines(keepends=True)
     (held_out / "metadata.csv").write_text("".join(listing[:9]))
-    command = ["--model", MODEL, "--dataset", speech, "--evaluate", held_out, "--num-samples", 2]
-    command += ["--rank-multiple", 4, "--sweep", "0.15,0.3", "--output", tmp_path / "curve"]
+    command = ["--base-model", MODEL, "--dataset", speech, "--evaluate", held_out, "--num-windows", 2]
+    command += ["--rank-multiple", 4, "--ratios", "0.15,0.3", "--output", tmp_path / "curve"]
     command = [str(option) for option in command]
 
     def interrupted(*more: Any) -> None:
@@ -55,10 +56,28 @@ def test_a_sweep_compares_both_recipes(
     assert all(f"{float(row['word_error_rate']):.2f} %" in table for row in rows)
     assert main(command) == 1
     assert "--overwrite" in only_message(capsys.readouterr().err)
-    # One point is the model that the recipe gives by itself.
-    alone = [*command, "--output", str(tmp_path / "alone"), "--ratio", "0.15"]
-    del alone[alone.index("--sweep") : alone.index("--sweep") + 2]
-    assert main(alone) == 0
-    after = report(tmp_path / "alone")["after"]
+    # A conversion to the same size gives the same model.
+    single = [*command, "--output", str(tmp_path / "single"), "--ratio", "0.15"]
+    del single[single.index("--ratios") : single.index("--ratios") + 2]
+    assert convert.main(single) == 0
+    after = report(tmp_path / "single")["after"]
     assert after["word_error_rate"] == pytest.approx(float(others[1]["word_error_rate"]))
     assert after["encoder_parameters"] == int(others[1]["encoder_parameters"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "audio with transcripts (--evaluate)"),
+        (["--evaluate", "x", "--recipe", "liteasr"], "leave the recipe unset (--recipe)"),
+        (["--evaluate", "x", "--recover", "1"], "(--recover)"),
+        (["--evaluate", "x", "--constant-padding"], "(--constant-padding)"),
+    ],
+)
+def test_settings_of_a_single_model_are_rejected(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--base-model", str(MODEL), "--dataset", "x", "--ratios", "0.5", "--output", "curve"]
+    with pytest.raises(SystemExit) as end:
+        main([*command, *options])
+    assert end.value.code == 2 and message in capsys.readouterr().err

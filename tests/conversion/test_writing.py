@@ -1,4 +1,4 @@
-"""What exists where a conversion is to write, and writing that fails: nothing is lost, nothing half-written stays."""
+"""Existing outputs and failing writes: nothing is lost, and no partial output remains."""
 
 import errno
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conversions import COPIED, ROOT, WRITTEN, arguments, contents, environment, only_message, run
 
-from lite_whisper.convert import main
+from lite_whisper.cli.convert import main
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from lite_whisper.convert import main
     ],
     ids=["model without --overwrite", "no model", "no model, without --overwrite", "a file"],
 )
-def test_what_exists_is_refused_and_untouched(
+def test_an_existing_output_is_rejected_and_unchanged(
     names: list[str],
     content: str,
     options: list[str],
@@ -45,7 +45,7 @@ def test_what_exists_is_refused_and_untouched(
 
 
 @pytest.mark.parametrize("old", ["nothing", "empty folder", "model"])
-def test_the_result_takes_the_place_of_what_may_be_replaced(
+def test_the_result_replaces_the_output(
     old: str, tmp_path: Path, speech: Path, moments_file: Path, converted: Path
 ) -> None:
     output = tmp_path / "new" / "lite"
@@ -55,7 +55,7 @@ def test_the_result_takes_the_place_of_what_may_be_replaced(
         for name in ("config.json", "stale.bin"):
             (output / name).write_text("{}")
     options = ["--overwrite"] if old == "model" else []
-    assert main(arguments(output, speech, "--moments", moments_file, *options)) == 0
+    assert main(arguments(output, speech, "--calibration-file", moments_file, *options)) == 0
     assert {path.name for path in output.iterdir()} == COPIED | WRITTEN
     assert [path.name for path in output.parent.iterdir()] == [output.name]
 
@@ -69,7 +69,7 @@ def test_the_result_takes_the_place_of_what_may_be_replaced(
     ids=["Ctrl-C", "full disk"],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_failing_while_writing_leaves_everything_as_it_was(
+def test_a_failed_write_changes_nothing(
     error: BaseException,
     code: int,
     message: str,
@@ -91,14 +91,14 @@ def test_failing_while_writing_leaves_everything_as_it_was(
         (tmp_path / "lite").mkdir()
         (tmp_path / "lite" / "config.json").write_text("{}")
     before = contents(tmp_path)
-    options = ["--moments", moments_file, *(["--overwrite"] if overwrite else [])]
+    options = ["--calibration-file", moments_file, *(["--overwrite"] if overwrite else [])]
     assert run(*arguments(tmp_path / "lite", speech, *options)) == code
     assert re.search(message, only_message(capsys.readouterr().err))
     assert contents(tmp_path) == before
 
 
 @pytest.mark.slow
-def test_a_really_full_disk(tmp_path: Path, speech: Path) -> None:
+def test_a_full_disk(tmp_path: Path, speech: Path) -> None:
     (tmp_path / "lite").mkdir()
     (tmp_path / "lite" / "config.json").write_text("{}")
     before = contents(tmp_path)

@@ -1,4 +1,4 @@
-"""A second try with all positions where a transcript looks broken: who gets one, and that it is one."""
+"""Fallback to all positions: which transcripts trigger it, and its effect."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from lite_whisper.cli.transcribe import main
 from lite_whisper.evaluation import decoding
 from lite_whisper.evaluation.decoding import transcribe, transcribe_batch
 from lite_whisper.modeling_lite_whisper import LiteWhisperForConditionalGeneration
-from lite_whisper.models.fallback import broken
+from lite_whisper.models.fallback import needs_fallback
 from lite_whisper.transcription import transcriber
 from lite_whisper.transcription.output import Output
 from lite_whisper.transcription.transcribe import TranscriptionSettings, transcribe_to_output
@@ -29,7 +29,7 @@ def model(padded: Path) -> LiteWhisperForConditionalGeneration:
 
 @pytest.fixture
 def passes(model) -> Iterator[list[int]]:
-    """How many positions each pass of the encoder computes."""
+    """The number of positions that each pass of the encoder computes."""
     seen: list[int] = []
     hook = model.get_encoder().layers[0].fc1.register_forward_hook(lambda m, inputs, y: seen.append(y.shape[1]))
     yield seen
@@ -45,19 +45,19 @@ def whole(model, processor: WhisperProcessor, clips: Sequence[Clip]) -> list[str
     return texts
 
 
-def test_repetitions_and_what_does_not_end_are_broken(model, processor, base_model) -> None:
+def test_repetitions_and_overlong_transcripts_need_fallback(model, processor, base_model) -> None:
     texts = ["", "one two three", LOOP, LONG, "All's well that ends well."]
-    assert broken(model, processor.tokenizer, texts) == [2, 3]
-    assert broken(model.use_constant_padding(False), processor.tokenizer, texts) == []
-    assert broken(base_model, processor.tokenizer, texts) == []
+    assert needs_fallback(model, processor.tokenizer, texts) == [2, 3]
+    assert needs_fallback(model.use_constant_padding(False), processor.tokenizer, texts) == []
+    assert needs_fallback(base_model, processor.tokenizer, texts) == []
 
 
-def test_an_evaluation_decodes_what_is_broken_again(model, passes, processor, test_clips, monkeypatch) -> None:
+def test_an_evaluation_falls_back(model, passes, processor, test_clips, monkeypatch) -> None:
     clips = sorted(test_clips, key=lambda clip: len(clip.samples))[:3]
     reference = whole(model, processor, clips)
     passes.clear()
-    monkeypatch.setattr(decoding, "broken", lambda *_: [0, 2])
-    model.get_encoder().padding_states.states.data.zero_()  # so that the first try is another one
+    monkeypatch.setattr(decoding, "needs_fallback", lambda *_: [0, 2])
+    model.get_encoder().padding_states.states.data.zero_()  # so that the first attempt differs
     texts, _, fallback = transcribe_batch(model, processor, clips)
     positions = model.config.max_source_positions
     detection_and_text = 2
@@ -68,26 +68,26 @@ def test_an_evaluation_decodes_what_is_broken_again(model, passes, processor, te
     assert transcribe(model, processor, clips, batch_size=3).fallback == 2
 
 
-def test_a_transcription_does_so_too_and_counts(padded: Path, digits: Path, tmp_path, monkeypatch, capsys) -> None:
+def test_a_transcription_falls_back_and_counts(padded: Path, digits: Path, tmp_path, monkeypatch, capsys) -> None:
     def transcribed(name: str) -> tuple[int, list[tuple[str, bool]]]:
         settings = TranscriptionSettings(
             [str(digits)], str(padded), Output(tmp_path / name, "jsonl", False), device="cpu"
         )
-        counts = transcribe_to_output(settings)
+        summary = transcribe_to_output(settings)
         lines = (json.loads(line) for line in (tmp_path / name).read_text().splitlines())
-        return counts.fallback, [(line["text"], line["retried"]) for line in lines]
+        return summary.fallbacks, [(line["text"], line["fallback"]) for line in lines]
 
     count, undisturbed = transcribed("undisturbed.jsonl")
     assert count == 0 and not any(fallback for _, fallback in undisturbed)
-    monkeypatch.setattr(transcriber, "broken", lambda *_: [1])
+    monkeypatch.setattr(transcriber, "needs_fallback", lambda *_: [1])
     seen: list[bool] = []
     results = transcriber.Transcriber._results
 
-    def recorded(self, clips, options):
+    def recording_padding(self, clips, options):
         seen.append(self._recognizer.model.get_encoder().uses_constant_padding)
         return results(self, clips, options)
 
-    monkeypatch.setattr(transcriber.Transcriber, "_results", recorded)
+    monkeypatch.setattr(transcriber.Transcriber, "_results", recording_padding)
     count, again = transcribed("again.jsonl")
     assert count == 1 and seen == [True, False]
     assert sorted(fallback for _, fallback in again) == [False] * (len(again) - 1) + [True]
@@ -99,20 +99,20 @@ def test_a_transcription_does_so_too_and_counts(padded: Path, digits: Path, tmp_
 def test_generate_falls_back_on_all_positions_first(model, passes, processor, test_clips) -> None:
     clip = min(test_clips, key=lambda clip: len(clip.samples))
     features = processor(clip.samples, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True)
-    options = {"language": "en", "task": "transcribe", "compression_ratio_threshold": 0.0}  # nothing is good enough
+    options = {"language": "en", "task": "transcribe", "compression_ratio_threshold": 0.0}  # every attempt fails
     positions = model.config.max_source_positions
 
     def generated(temperature: float | tuple[float, ...]) -> torch.Tensor:
         passes.clear()
         return model.generate(**features, **options, temperature=temperature)
 
-    asked_for = generated((0.0, 0.0))
+    with_fallback = generated((0.0, 0.0))
     assert [count < positions for count in passes] == [True, False, False]
     assert model.get_encoder().uses_constant_padding
     generated((0.0,))
     assert [count < positions for count in passes] == [True]
     model.use_constant_padding(False)
-    assert torch.equal(asked_for, generated((0.0, 0.0)))
+    assert torch.equal(with_fallback, generated((0.0, 0.0)))
     assert passes == [positions] * 2 and not model.get_encoder().uses_constant_padding
 
 

@@ -14,7 +14,8 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration, WhisperProcessor
 
-from lite_whisper import LiteWhisperForConditionalGeneration, convert
+from lite_whisper import LiteWhisperForConditionalGeneration
+from lite_whisper.cli import merge, upgrade
 from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.lowrank import compress
 from lite_whisper.models.folders import PROCESSOR_FILES
@@ -31,7 +32,7 @@ def lite(base_model, moments) -> LiteWhisperForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def complete_folder(lite, tmp_path_factory) -> Path:
-    """A folder as `convert.py` writes it."""
+    """A model folder as written by a conversion."""
     folder = tmp_path_factory.mktemp("complete") / "lite"
     save_model_folder(lite, MINIATURE, folder)
     return folder
@@ -39,7 +40,7 @@ def complete_folder(lite, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def published_folder(complete_folder: Path, tmp_path: Path) -> Path:
-    """The same model as the existing release would have published it."""
+    """The same model in the format of the checkpoints of efficient-speech/."""
     folder = tmp_path / "lite-whisper-tiny-acc"
     folder.mkdir()
     config = json.loads((complete_folder / "config.json").read_text())
@@ -58,8 +59,8 @@ def logits(model) -> torch.Tensor:
     return model(torch.randn(2, 80, 600), decoder_input_ids=torch.tensor([[292, 293], [292, 294]])).logits
 
 
-def error_of(capsys, *arguments) -> str:
-    assert convert.main([str(argument) for argument in arguments]) == 1
+def error_of(capsys, command, *arguments) -> str:
+    assert command.main([str(argument) for argument in arguments]) == 1
     return capsys.readouterr().err
 
 
@@ -92,7 +93,7 @@ def test_to_whisper_keeps_dtype_and_mode(lite, base_model, moments, dtype) -> No
 
 
 def test_merge_writes_a_complete_stock_whisper(complete_folder: Path, lite, tmp_path: Path, capsys) -> None:
-    assert convert.main(["--merge", str(complete_folder), "--output", str(tmp_path / "stock")]) == 0
+    assert merge.main([str(complete_folder), "--output", str(tmp_path / "stock")]) == 0
     names = {path.name for path in (tmp_path / "stock").iterdir()}
     assert "compression.json" not in names and not any(name.endswith(".py") for name in names)
     config = json.loads((tmp_path / "stock" / "config.json").read_text())
@@ -105,8 +106,8 @@ def test_merge_writes_a_complete_stock_whisper(complete_folder: Path, lite, tmp_
 
 def test_upgrade_completes_a_published_checkpoint(published_folder: Path, lite, tmp_path: Path) -> None:
     output = tmp_path / "upgraded"
-    arguments = ["--upgrade", published_folder, "--base-model", MINIATURE, "--output", output]
-    assert convert.main([str(argument) for argument in arguments]) == 0
+    arguments = [published_folder, "--base-model", MINIATURE, "--output", output]
+    assert upgrade.main([str(argument) for argument in arguments]) == 0
     for name in (*PROCESSOR_FILES, "generation_config.json"):
         base = MINIATURE / name
         assert not base.exists() or (output / name).read_bytes() == base.read_bytes()
@@ -132,37 +133,35 @@ def test_the_base_of_a_published_name_is_known(published_folder: Path, tmp_path:
         "lite-whisper-base-fast": "openai/whisper-base",
     }.items():
         folder = shutil.copytree(published_folder, tmp_path / name)
-        assert convert.main(["--upgrade", str(folder), "--output", str(tmp_path / "upgraded"), "--overwrite"]) == 0
+        assert upgrade.main([str(folder), "--output", str(tmp_path / "upgraded"), "--overwrite"]) == 0
         assert asked.pop() == base
 
 
-def test_what_cannot_be_upgraded_or_merged(published_folder: Path, tmp_path: Path, capsys) -> None:
+def test_upgrade_and_merge_reject_other_models(published_folder: Path, tmp_path: Path, capsys) -> None:
     output = ["--output", tmp_path / "output"]
     unknown = shutil.copytree(published_folder, tmp_path / "my-compressed-whisper")
-    assert "--base-model" in error_of(capsys, "--upgrade", unknown, *output)
-    assert "not a LiteWhisper" in error_of(capsys, "--upgrade", MINIATURE, "--base-model", MINIATURE, *output)
-    assert "not a LiteWhisper" in error_of(capsys, "--merge", MINIATURE, *output)
-    assert "--upgrade" in error_of(capsys, "--merge", published_folder, *output)
+    assert "--base-model" in error_of(capsys, upgrade, unknown, *output)
+    assert "not a compressed model" in error_of(capsys, upgrade, MINIATURE, "--base-model", MINIATURE, *output)
+    assert "not a compressed model" in error_of(capsys, merge, MINIATURE, *output)
+    assert "lite-whisper upgrade" in error_of(capsys, merge, published_folder, *output)
     other = shutil.copytree(MINIATURE, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"d_model": 384}))
-    message = error_of(capsys, "--upgrade", unknown, "--base-model", other, *output)
-    assert "d_model is 256 in the one and 384 in the other" in message
+    message = error_of(capsys, upgrade, unknown, "--base-model", other, *output)
+    assert "d_model is 256, not 384" in message
     assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--merge", "a", "--upgrade", "b", "--output", "c"],
-        ["--model", "a", "--merge", "b", "--output", "c"],
-        ["--merge", "a", "--base-model", "b", "--output", "c"],
-        ["--merge", "a"],
+        ["a", "--base-model", "b", "--output", "c"],
+        ["a"],
     ],
 )
-def test_options_that_exclude_each_other(arguments: list[str]) -> None:
+def test_merge_rejects_other_options(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        convert.main(arguments)
+        merge.main(arguments)
     assert end.value.code == 2
 
 

@@ -27,8 +27,8 @@ for folder in sys.argv[1:]:
         print(Path(folder).name, error, flush=True)
 """
 KINDS = {
-    "feature extractor": "needs Python code of its own, which is not run",
-    "tokenizer": "needs Python code of its own, which is not run",
+    "feature extractor": "requires custom Python code, which is never run",
+    "tokenizer": "requires custom Python code, which is never run",
     "model of the processor": "names an audio_tokenizer, which no Whisper has",
     "all files": "loaded",  # transformers does not need the code
 }
@@ -112,7 +112,7 @@ def test_a_command_says_in_one_line_that_it_runs_no_code(tmp_path: Path) -> None
     command += [str(TEST_CLIPS / "test_000.flac"), "--output", str(tmp_path / "out.jsonl")]
     code, output = run(command, True, tmp_path / "modules")
     assert code == 1
-    assert re.fullmatch(r"error: .* needs Python code of its own, which is not run; give a model .*\n", output), output
+    assert re.fullmatch(r"error: .* requires custom Python code, which is never run; give a model .*\n", output), output
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the tests of publishing share: a compressed miniature as a folder, and its figures."""
+"""Fixtures of the tests of publishing: a compressed miniature as a model folder, and its figures."""
 
 import shutil
 from collections.abc import Callable
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lite_whisper import convert
-from lite_whisper.cli import evaluate
+from lite_whisper.cli import convert, evaluate
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
@@ -15,10 +14,10 @@ MODEL = ROOT / "examples/whisper-digits"
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory, base: Path, digits: Path) -> Path:
-    """A compressed miniature as `convert.py` writes it."""
+    """A compressed miniature as written by a conversion."""
     folder = tmp_path_factory.mktemp("models") / "lite-digits"
-    arguments = ["--model", base, "--dataset", ROOT / "examples/digits/calibration", "--output", folder]
-    arguments += ["--recipe", "liteasr", "--num-samples", 4, "--thresholds", "0.9:0.95", "--rank-multiple", 4]
+    arguments = ["--base-model", base, "--dataset", ROOT / "examples/digits/calibration", "--output", folder]
+    arguments += ["--recipe", "liteasr", "--num-windows", 4, "--thresholds", "0.9:0.95", "--rank-multiple", 4]
     arguments += ["--evaluate", digits]
     assert convert.main([str(argument) for argument in arguments]) == 0
     return folder

@@ -1,4 +1,4 @@
-"""Model cards and results: their metadata, that figures are those of the data, and that nothing else appears."""
+"""Model cards and results: metadata, and figures that match the data."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def test_manifests_of_other_weights_are_refused(lite: Path, manifests: list[Path
     assert (
         main([str(lite), "org/name", "--manifests", *(str(path) for path in manifests if "lite" not in path.name)]) == 1
     )
-    assert "known by its weights" in capsys.readouterr().err
+    assert "give its manifests" in capsys.readouterr().err
     assert (lite / "README.md").read_text() == before and not (lite / "evaluation.json").exists()
 
 
@@ -182,8 +182,8 @@ def test_the_command_on_the_card_repeats_the_compression(original: Path) -> None
     assert command and command in (original / "README.md").read_text()
     arguments = parse_arguments(build_parser("convert"), shlex.split(command)[2:]).settings
     assert arguments.recipe == "liteasr" and list(arguments.thresholds) == said["recipe"]["thresholds"]
-    assert {name: getattr(arguments, name) for name in ("num_samples", "seed", "dtype", "rank_multiple")} == {
-        "num_samples": said["calibration"]["num_samples"],
+    assert {name: getattr(arguments, name) for name in ("num_windows", "seed", "dtype", "rank_multiple")} == {
+        "num_windows": said["calibration"]["num_windows"],
         "seed": said["calibration"]["seed"],
         "dtype": said["calibration"]["dtype"],
         "rank_multiple": said["recipe"]["rank_multiple"],
@@ -219,7 +219,7 @@ def test_each_set_has_one_normalizer(lite: Path, manifests: list[Path], tmp_path
     weights = [with_normalizer(path, "basic") for path in copies]
     of_set = [path for path in copies if path.stem.endswith(copies[0].stem.partition("_DATASET_")[2])]
     with_normalizer(of_set[0], "english")
-    with pytest.raises(ValueError, match="several normalizers"):
+    with pytest.raises(ValueError, match="different normalizers"):
         write_evaluation(lite, copies, weights[-1])
     for path in of_set[1:]:
         with_normalizer(path, "english")
@@ -333,7 +333,7 @@ def test_nothing_goes_up_where_the_tasks_are_not_known(
 ) -> None:
     benchmark.faults = [Fault("GET .*/eval.yaml|HEAD .*/eval.yaml", 404)]
     assert main([str(lite), NAME, "--manifests", *map(str, named)]) == 1
-    assert "the Hub does not say which tasks" in capsys.readouterr().err
+    assert "cannot download the tasks of" in capsys.readouterr().err
     assert ("models", NAME) not in benchmark.repositories and not (lite / FILE).exists()
 
 

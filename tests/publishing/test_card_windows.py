@@ -1,11 +1,11 @@
-"""The card states the audio that was used, its command what was asked for."""
+"""The card states the audio that was used; its command repeats the requested options."""
 
 import re
 from pathlib import Path
 
 from conversions import arguments, report
 
-from lite_whisper.convert import main
+from lite_whisper.cli.convert import main
 from lite_whisper.publishing.card import render_card
 
 
@@ -18,7 +18,7 @@ def test_fewer_windows_than_asked_for(tmp_path: Path, base: Path, speech: Path) 
     moments = tmp_path / "moments.safetensors"
     for name in ("audio", "moments"):
         output = tmp_path / name
-        more = ["--model", base, "--num-samples", "100", "--moments", moments]
+        more = ["--base-model", base, "--num-windows", "100", "--calibration-file", moments]
         assert main(arguments(output, speech, *more)) == 0
         assert report(output)["calibration"]["windows"] == 6
         card = (output / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""`lite-whisper publish` against the stand-in for the Hub: what goes up, and what happens when that fails."""
+"""`lite-whisper publish` against the stand-in for the Hub: uploaded files and failures."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hub_stand_in import TOKEN, Fault, HubStandIn, Repository, Snapshot, contents
 
-from lite_whisper.cli import lite_whisper_commands
+import lite_whisper_commands
 from lite_whisper.cli.publish import main
 
 NAME = "org/lite-digits"
@@ -106,14 +106,14 @@ def test_names_and_tokens_that_cannot_work(lite: Path, hub: HubStandIn, capsys, 
     for name in ("lite-digits", "org/lite/digits", "org/lite digits"):
         assert main([str(lite), name]) == 1
         assert "give org/name" in capsys.readouterr().err
-    for token, said in (("hf_unknown", "hf auth login"), ("hf_reader", "may only read")):
+    for token, said in (("hf_unknown", "hf auth login"), ("hf_reader", "read-only")):
         monkeypatch.setenv("HF_TOKEN", token)
         assert main([str(lite), NAME]) == 1
         assert said in capsys.readouterr().err
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(lite / "none"))
     assert main([str(lite), NAME]) == 1
-    assert "nobody is logged in" in capsys.readouterr().err
+    assert "not logged in" in capsys.readouterr().err
     assert hub.repositories == {}
 
 
@@ -127,10 +127,10 @@ STEPS = {
 }
 FAULTS = {
     "401": (Fault("", 401), "hf auth login"),
-    "403": (Fault("", 403), "may not write"),
-    "404": (Fault("", 404), "does not find"),
+    "403": (Fault("", 403), "no write access"),
+    "404": (Fault("", 404), "not found on the Hub"),
     "429": (Fault("", 429, {"Retry-After": "7"}), "try again in 7 s"),
-    "500": (Fault("", 500), "out of order"),
+    "500": (Fault("", 500), "reported an error"),
     "cut": (Fault("", cut=True), "failed"),
 }
 
@@ -140,7 +140,7 @@ FAULTS = {
 def test_a_failure_leaves_the_old_model_and_can_be_mended(
     step: str, fault: str, lite: Path, hub: HubStandIn, waits: list[float], capfd, caplog
 ) -> None:
-    """The message says what to do, the old commit stays, and the same command later finishes the job."""
+    """The message gives advice, the old commit stays, and repeating the command succeeds."""
     caplog.set_level(logging.DEBUG)
     old = Repository.of(Snapshot.of({"model.safetensors": b"old", "config.json": b"old"}))
     if step != "create":
@@ -219,7 +219,7 @@ def test_a_process_that_is_killed_while_it_uploads(lite: Path, tmp_path: Path) -
 def test_convert_checks_the_login_first_and_publishes_last(
     base: Path, digits: Path, hub: HubStandIn, tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    command = ["--model", base, "--dataset", digits, "--recipe", "liteasr", "--num-samples", 2]
+    command = ["--base-model", base, "--dataset", digits, "--recipe", "liteasr", "--num-windows", 2]
     command += ["--push-to-hub", NAME, "--output", tmp_path / "lite"]
     monkeypatch.setattr(sys, "argv", ["lite-whisper", "convert", *map(str, command)])
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")

@@ -1,4 +1,4 @@
-"""The stand-in for the Hub, driven by the real clients in processes of their own."""
+"""The stand-in for the Hub, used by the real clients in separate processes."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Which files `lite-whisper publish` sends: those of a model, from its own folder, once the login has been checked."""
+"""Files uploaded by `lite-whisper publish`: only those of a model, from its own folder, after the login is checked."""
 
 import json
 from pathlib import Path
@@ -117,6 +117,6 @@ def test_wrong_kinds_in_compression_json_are_one_line(
 def test_recovery_refuses_them_before_it_trains(lite: Path, base: Path, digits: Path, tmp_path: Path) -> None:
     values = json.loads((lite / "compression.json").read_text())
     (lite / "compression.json").write_text(json.dumps(values | {"calibration": {"datasets": 7}}))
-    with pytest.raises(InputError, match="no card can be rendered from compression"):
+    with pytest.raises(InputError, match="cannot render a model card from compression"):
         recover_model(RecoverySettings(str(lite), tmp_path / "out", [str(digits)], str(base)))
     assert not list(tmp_path.glob("out*"))
