@@ -23,7 +23,7 @@ for start in range(0, len(clips), 4):
     batch = clips[start : start + 4]
     audio = [clip.samples for clip in batch]
     features = processor.feature_extractor(audio, sampling_rate=16_000, return_tensors="pt").input_features
-    # Whisper's transcripts begin with a space; the start token is put in front of the labels by the model itself.
+    # Whisper's transcripts start with a space; the model prepends the start token to the labels itself.
     text = processor.tokenizer([f" {clip.text}" for clip in batch], padding=True, return_tensors="pt")
     labels = text.input_ids.masked_fill(text.attention_mask == 0, -100)[:, 1:]
     loss = model(input_features=features, labels=labels).loss

@@ -1,4 +1,4 @@
-"""Publish a model folder and load it back by its name: python examples/publish.py FOLDER ORG/NAME FILE"""
+"""Upload a model folder to the Hub and load it from there: python examples/publish.py FOLDER ORG/NAME FILE"""
 
 import sys
 from pathlib import Path

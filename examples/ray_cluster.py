@@ -1,7 +1,7 @@
 """
-Transcribe on a Ray cluster of three nodes, which all run on this machine.
+Transcribe on a Ray cluster of three nodes, all running on the local machine.
 
-python examples/ray_cluster.py RECORDINGS --model MODEL --output FILE, with all options of lite-whisper transcribe
+python examples/ray_cluster.py RECORDINGS --model MODEL --output FILE; accepts all options of lite-whisper transcribe
 """
 
 import os

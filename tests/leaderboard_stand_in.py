@@ -1,9 +1,9 @@
 """
-The sets of the Open ASR leaderboard in the form in which the Hub has them, holding the bundled recordings of digits.
+The datasets of the Open ASR leaderboard in the layout of the Hub, filled with the bundled recordings of digits.
 
     python tests/leaderboard_stand_in.py FOLDER [--clips 60]
 
-Writes `FOLDER/open-asr-leaderboard`, which `datasets.load_dataset` opens as it opens the real one.
+Writes `FOLDER/open-asr-leaderboard`, which `datasets.load_dataset` loads like the real one.
 """
 
 import argparse
@@ -27,14 +27,14 @@ SHORT_FORM = {
     "spgispeech": ["test"],
     "voxpopuli_cleaned_aa": ["test"],
 }
-NOT_SCORED = "ignore time segment in scoring"
+IGNORED_REFERENCE = "ignore time segment in scoring"
 
 Clip = tuple[bytes, str]
-"""A file of audio, and what is said in it."""
+"""The bytes of an audio file, and its transcript."""
 
 
 def digits(count: int) -> list[Clip]:
-    """So many of the recordings, again from the first where there are fewer."""
+    """The given number of recordings, repeated if there are fewer."""
     with (DIGITS / "metadata.csv").open() as file:
         rows = list(csv.DictReader(file))
     every = [((DIGITS / row["file_name"]).read_bytes(), row["transcription"]) for row in rows]
@@ -42,15 +42,15 @@ def digits(count: int) -> list[Clip]:
 
 
 def seconds(audio: bytes) -> float:
-    """How long a file of audio is."""
+    """Duration of an audio file in seconds."""
     return soundfile.info(io.BytesIO(audio)).duration
 
 
 def write_parquet(folder: Path, configs: dict[str, list[str]], clips: Sequence[Clip]) -> Path:
-    """A dataset of parquet files, each split of each configuration with the same clips."""
+    """Writes a dataset of parquet files, with the same clips in each split of each configuration."""
     types = {"dataset": "string", "text": "string", "id": "string", "audio_length_s": "float64"}
     features = {name: {"dtype": dtype, "_type": "Value"} for name, dtype in types.items()}
-    about = {"info": {"features": {"audio": {"sampling_rate": 16000, "_type": "Audio"}, **features}}}
+    metadata = {"info": {"features": {"audio": {"sampling_rate": 16000, "_type": "Audio"}, **features}}}
     listed = []
     for config, splits in configs.items():
         (folder / config).mkdir(parents=True)
@@ -65,7 +65,7 @@ def write_parquet(folder: Path, configs: dict[str, list[str]], clips: Sequence[C
                 "id": names,
                 "audio_length_s": [seconds(audio) for audio, _ in clips],
             }
-            table = pyarrow.table(columns).replace_schema_metadata({"huggingface": json.dumps(about)})
+            table = pyarrow.table(columns).replace_schema_metadata({"huggingface": json.dumps(metadata)})
             pyarrow.parquet.write_table(table, folder / config / f"{split}-00000-of-00001.parquet")
         files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
         listed.append({"config_name": config, "data_files": files})
@@ -74,7 +74,7 @@ def write_parquet(folder: Path, configs: dict[str, list[str]], clips: Sequence[C
 
 
 def write_calls(chunks: Path, transcripts: Path, calls: Sequence[Sequence[Clip]]) -> None:
-    """Two datasets: calls in chunks, whose rows name neither audio nor text, and the transcripts of the whole calls."""
+    """Writes two datasets: chunks of calls, without audio or text columns, and the transcripts of whole calls."""
     (chunks / "audio").mkdir(parents=True)
     transcripts.mkdir()
     rows, texts = [], []
@@ -92,17 +92,17 @@ def write_calls(chunks: Path, transcripts: Path, calls: Sequence[Sequence[Clip]]
 
 
 def write_tasks(folder: Path, tasks: Sequence[tuple[str, str, str]]) -> None:
-    """Makes a dataset a benchmark, with tasks given by id, configuration and split."""
+    """Turns a dataset into a benchmark, with tasks given by id, configuration and split."""
     named = [dict(zip(("id", "config", "split"), task, strict=True)) for task in tasks]
-    about = {"name": "Open ASR Leaderboard", "evaluation_framework": "open-asr-leaderboard", "tasks": named}
-    (folder / "eval.yaml").write_text(yaml.safe_dump(about))
+    benchmark = {"name": "Open ASR Leaderboard", "evaluation_framework": "open-asr-leaderboard", "tasks": named}
+    (folder / "eval.yaml").write_text(yaml.safe_dump(benchmark))
 
 
 def main() -> None:
-    """Writes the sets of the English table that lie in one dataset."""
+    """Writes the datasets of the English table that share one repository."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=60, help="in each split")
+    parser.add_argument("--clips", type=int, default=60, help="number of clips in each split")
     arguments = parser.parse_args()
     write_parquet(arguments.folder / "open-asr-leaderboard", SHORT_FORM, digits(arguments.clips))
 

@@ -1,4 +1,4 @@
-"""Shell completion of the console script."""
+"""Shell completion for `lite-whisper`."""
 
 import argparse
 import importlib
@@ -9,11 +9,12 @@ import shtab
 from lite_whisper_commands import COMMANDS, module_name
 
 SHELLS = tuple(shtab.SUPPORTED_SHELLS)
+PATH_OPTIONS = ("model", "models", "base_model", "dataset", "sources", "evaluate")  # a path or a Hub id
 
 
 def script(shell: str) -> str:
     """
-    The completion script of a shell, for commands, options and files.
+    Returns the completion script of a shell, which completes commands, options and file names.
 
     Args:
         shell (`str`): one of `SHELLS`.
@@ -24,14 +25,7 @@ def script(shell: str) -> str:
     for name, summary in COMMANDS.items():
         command = importlib.import_module(module_name(name)).build_parser(f"lite-whisper {name}")
         commands.add_parser(name, parents=[command], add_help=False, help=summary)
-        for action in command._actions:  # how shtab is told that a value is a file
-            if action.type is Path or action.dest in (
-                "model",
-                "models",
-                "base_model",
-                "dataset",
-                "sources",
-                "evaluate",
-            ):
+        for action in command._actions:
+            if action.type is Path or action.dest in PATH_OPTIONS:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)

@@ -78,7 +78,7 @@ def settings_from(arguments: argparse.Namespace) -> EvaluationSettings:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluates the models, then reports."""
+    """Evaluates the models and prints the report."""
     settings = settings_from(arguments)
     check_scoring(arguments.scoring)
     if arguments.json:
@@ -94,10 +94,10 @@ def print_robustness(rows: dict[str, Row]) -> None:
     """Prints one column per model."""
     width = max(map(len, rows)) + 2
     first = next(iter(rows))
-    print(f"\nrobustness, against {first}\n{'':22}" + "".join(f"{name:>{width}}" for name in rows))
+    print(f"\nrobustness compared with {first}\n{'':22}" + "".join(f"{name:>{width}}" for name in rows))
     for key in rows[first]:
         print(f"{key:22}" + "".join(f"{_cell(row[key]):>{width}}" for row in rows.values()))
-    print("shifts in seconds; words summed over all windows of a kind; other_language and translation_wer in per cent")
+    print("shifts in seconds; words: total over all clips of a kind; other_language and translation_wer in per cent")
 
 
 def _cell(value: float | int | None) -> str:

@@ -1,4 +1,4 @@
-"""How a command ends: what the user can mend in one line on stderr, anything else in a traceback."""
+"""Exit codes and error messages: errors that the user can fix end in one line on stderr, others in a traceback."""
 
 import argparse
 import errno
@@ -17,18 +17,18 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..common.errors import InputError
 
-FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-# By these torch is known to have failed to write a file, which it does not say by a type of its own.
-TORCH_WRITES = ("inline_container.cc", "PytorchStreamWriter", "unable to resize file")
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# Torch has no exception type for failed writes, only these fragments of messages.
+TORCH_WRITE_ERRORS = ("inline_container.cc", "PytorchStreamWriter", "unable to resize file")
 
 
 def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
     """
-    Runs a command.
+    Runs a command and converts its errors to messages.
 
     Args:
-        parser (`argparse.ArgumentParser`): the one of the command, by which its options are known.
-        command (`Callable`): what it does.
+        parser (`argparse.ArgumentParser`): parser of the command, whose options are named in messages.
+        command (`Callable`): the command.
 
     Returns:
         `int`: the exit code.
@@ -36,28 +36,30 @@ def run(parser: argparse.ArgumentParser, command: Callable[[], None]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
-    # What transformers warns of, and shows the progress of, whoever runs a command can do nothing about.
+    # Users of a command cannot act on the warnings and progress bars of transformers.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if not huggingface_hub.constants.HF_DEBUG:
         huggingface_hub.utils.logging.set_verbosity_error()
     try:
-        with logging_redirect_tqdm(), bars_closed():
+        with logging_redirect_tqdm(), close_progress_bars():
             command()
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again, what was finished is not repeated", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume, finished work is not repeated", file=sys.stderr)
         return 130
     except torch.OutOfMemoryError as error:
         return _failed(f"out of memory ({error}); lower --batch-size or use --device cpu")
     except InputError as error:
         return _failed(explained(parser, error))
     except (OSError, SafetensorError, RuntimeError) as error:
-        of_torch = any(name in str(error) for name in TORCH_WRITES)
-        if isinstance(error, RuntimeError) and not of_torch:
+        failed_write = any(name in str(error) for name in TORCH_WRITE_ERRORS)
+        if isinstance(error, RuntimeError) and not failed_write:
             raise
-        # safetensors gives the number in its text only.
-        full = any(code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in FULL_DISK)
-        advice = "; free some space or choose another disk, nothing half-written was left" if full or of_torch else ""
+        # safetensors gives the error number in its message only.
+        disk_full = failed_write or any(
+            code == getattr(error, "errno", None) or f"(os error {code})" in str(error) for code in DISK_FULL
+        )
+        advice = "; free some space or choose another disk (incomplete files are removed)" if disk_full else ""
         return _failed(f"{error}{advice}")
     return 0
 
@@ -68,7 +70,7 @@ def _failed(message: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Text in which names of files, which others may have chosen, control no terminal: escapes are shown instead."""
+    """Escapes control characters, so that untrusted file names cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -78,8 +80,8 @@ class _PrintableFormatter(logging.Formatter):
 
 
 @contextmanager
-def bars_closed() -> Iterator[None]:
-    """Ends the line of every progress bar that an error leaves behind, so that the message has one of its own."""
+def close_progress_bars() -> Iterator[None]:
+    """Closes the progress bars left by an error, so that the message starts on a new line."""
     try:
         yield
     finally:
@@ -88,7 +90,7 @@ def bars_closed() -> Iterator[None]:
 
 
 def explained(parser: argparse.ArgumentParser, error: InputError) -> str:
-    """The message of an error, with the option that mends it where the command has it."""
+    """The message of an error, with the option to change if the command has it."""
     option = f"--{(error.setting or '').replace('_', '-')}"
     known = error.setting and re.search(rf"{option}\b", parser.format_help())
     return f"{error} ({option})" if known else str(error)

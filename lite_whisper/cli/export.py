@@ -12,7 +12,7 @@ WEIGHT_FILES = ("*.onnx*", "*_model.bin", "model.bin", "model.safetensors")
 
 
 def dtypes(text: str) -> tuple[str, ...]:
-    """Names of data types, separated by commas."""
+    """Data types, parsed from names separated by commas."""
     known = list(dict.fromkeys(name for export_format in EXPORT_FORMATS.values() for name in export_format.dtypes))
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
@@ -37,8 +37,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     supported = "; ".join(
-        f"{name}: {', '.join(each.dtypes)} (default: {','.join(each.default_dtypes)})"
-        for name, each in EXPORT_FORMATS.items()
+        f"{name}: {', '.join(export_format.dtypes)} (default: {','.join(export_format.default_dtypes)})"
+        for name, export_format in EXPORT_FORMATS.items()
     )
     parser.add_argument(
         "--dtype",
@@ -50,7 +50,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(settings: ExportSettings) -> None:
-    """Exports, and prints the files written."""
+    """Exports the model and prints the sizes of the weight files."""
     export(settings)
     for path in sorted(path for pattern in WEIGHT_FILES for path in settings.output.rglob(pattern)):
         print(f"{path.stat().st_size / 2**20:8.1f} MiB  {path.relative_to(settings.output)}")

@@ -1,4 +1,4 @@
-"""The command `lite-whisper report`, and the report that `lite-whisper evaluate` prints."""
+"""The command `lite-whisper report`, and the report printed by `lite-whisper evaluate`."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from . import exit_codes
 
 
 def report(manifests: Sequence[Path], json_file: Path | None, scoring: str) -> None:
-    """Prints the report of manifests and writes tables and plots to the folder of the first one."""
+    """Prints the report of manifests and writes tables and plots to the folder of the first manifest."""
     if json_file:
         check_output_file(json_file, "json")
     evaluations = score(manifests, scoring)
@@ -24,14 +24,17 @@ def report(manifests: Sequence[Path], json_file: Path | None, scoring: str) -> N
 
 
 def print_report(evaluations: Sequence[Evaluation]) -> None:
-    """Prints a table of the figures, and the differences between models."""
-    width = max(len(e.result.model) for e in evaluations) + 2
-    sets = max(len(e.result.dataset) for e in evaluations) + 2
-    print(f"\n{'model':{width}}{'dataset':{sets}}{'WER %':>8}{'CER %':>8}{'sub':>7}{'del':>7}{'ins':>7}{'RTFx':>9}")
+    """Prints a table of error rates and speed, and the differences between models."""
+    model_column = max(len(e.result.model) for e in evaluations) + 2
+    dataset_column = max(len(e.result.dataset) for e in evaluations) + 2
+    print(
+        f"\n{'model':{model_column}}{'dataset':{dataset_column}}{'WER %':>8}{'CER %':>8}{'sub':>7}{'del':>7}"
+        f"{'ins':>7}{'RTFx':>9}"
+    )
     for evaluation in evaluations:
         r = evaluation.result
         print(
-            f"{r.model:{width}}{r.dataset:{sets}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
+            f"{r.model:{model_column}}{r.dataset:{dataset_column}}{r.wer:8.2f}{r.cer:8.2f}{r.substitutions:7}{r.deletions:7}"
             f"{r.insertions:7}{r.rtfx:9.1f}"
         )
     print(f"scoring: {SCORINGS[evaluations[0].result.scoring]}")
@@ -42,19 +45,19 @@ def print_report(evaluations: Sequence[Evaluation]) -> None:
     for result, base, (points, low, high) in differences(evaluations):
         verdict = "no clear difference" if low <= 0 <= high else "worse" if points > 0 else "better"
         print(
-            f"{result.model} against {base.model} on {result.dataset}: {points:+.2f} points, "
+            f"{result.model} compared with {base.model} on {result.dataset}: {points:+.2f} points, "
             f"95 % interval {low:+.2f} to {high:+.2f} ({verdict})"
         )
 
 
 def add_scoring(parser: argparse.ArgumentParser) -> None:
     """Adds `--scoring`."""
-    ways = "; ".join(f"{name}: {how}" for name, how in SCORINGS.items())
+    descriptions = "; ".join(f"{name}: {description}" for name, description in SCORINGS.items())
     parser.add_argument(
         "--scoring",
         choices=SCORINGS,
         default="plain",
-        help=f"how word errors are counted; {ways} (default: %(default)s)",
+        help=f"how word errors are counted; {descriptions} (default: %(default)s)",
     )
 
 

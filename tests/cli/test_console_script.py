@@ -1,4 +1,4 @@
-"""What people try first: the version, the help, completion in their shell."""
+"""Version, help and shell completion of the console script."""
 
 import importlib.metadata
 import subprocess
@@ -9,12 +9,12 @@ import pytest
 
 import lite_whisper
 from lite_whisper.cli import completion
-from lite_whisper.cli.lite_whisper_commands import COMMANDS, main
+from lite_whisper_commands import COMMANDS, main
 
 VERSION = importlib.metadata.version("lite-whisper")
 
 
-def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def output(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["lite-whisper", *words])
     code = main()
     return code, capsys.readouterr().out
@@ -22,7 +22,7 @@ def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert lite_whisper.__version__ == VERSION
-    assert said(["--version"], monkeypatch, capsys) == (0, f"lite-whisper {VERSION}\n")
+    assert output(["--version"], monkeypatch, capsys) == (0, f"lite-whisper {VERSION}\n")
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_the_package_as_a_program() -> None:
 
 
 def test_help_describes_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = said(["--help"], monkeypatch, capsys)
+    code, text = output(["--help"], monkeypatch, capsys)
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith("  ")}
     assert code == 0 and all(len(lines[command]) > 2 for command in COMMANDS)
 
@@ -44,7 +44,8 @@ def test_help_does_not_wait_for_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [(["lite-whisper", "tran"], ["transcribe"]), (["lite-whisper", "score", "--js"], ["--json"])]
+    ("words", "expected"),
+    [(["lite-whisper", "tran"], ["transcribe"]), (["lite-whisper", "report", "--js"], ["--json"])],
 )
 def test_completion_in_bash(words: list[str], expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "script").write_text(completion.script("bash"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conversions import CLIPS, MODEL, TEST_CLIPS, arguments, contents, only_message, report, run
 
-from lite_whisper.cli.convert import build_parser, parse_arguments
-from lite_whisper.convert import main
+from lite_whisper.cli import sweep
+from lite_whisper.cli.convert import build_parser, main, parse_arguments
 
 
 def test_the_table_compares_before_and_after(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,8 +25,8 @@ def test_the_table_compares_before_and_after(tmp_path: Path, speech: Path, capsy
 def test_the_result_is_refused_as_a_base_model(
     converted: Path, tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments(tmp_path / "lite", speech, "--model", converted)) == 1
-    assert "is compressed already" in only_message(capsys.readouterr().err)
+    assert run(*arguments(tmp_path / "lite", speech, "--base-model", converted)) == 1
+    assert "is already compressed" in only_message(capsys.readouterr().err)
     assert contents(tmp_path) == {}
 
 
@@ -39,10 +39,10 @@ def test_the_result_is_refused_as_a_base_model(
         ["--thresholds", "0:0.9"],
         ["--thresholds", "0.9:1"],
         ["--thresholds", "nan:0.9"],
-        ["--num-samples", "0"],
-        ["--num-samples", "-1"],
-        ["--num-samples", "many"],
-        ["--num-samples", "1.5"],
+        ["--num-windows", "0"],
+        ["--num-windows", "-1"],
+        ["--num-windows", "many"],
+        ["--num-windows", "1.5"],
         ["--batch-size", "0"],
         ["--rank-multiple", "0"],
         ["--rank-multiple", "-16"],
@@ -64,12 +64,12 @@ def test_bad_options_end_before_any_work(
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        (["--output", "x"], "calibration audio is needed, like that of the use to come (--dataset)"),
-        (["--dataset", "x"], "--output is needed"),
+        (["--output", "x"], "(--dataset)"),
+        (["--dataset", "x"], "--output is required"),
     ],
 )
 def test_a_model_needs_dataset_and_output(others: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--model", str(MODEL), *others) == 2
+    assert run("--base-model", str(MODEL), *others) == 2
     assert message in capsys.readouterr().err
 
 
@@ -78,14 +78,14 @@ def parsed(options: list[str]) -> argparse.Namespace:
 
 
 def test_datasets_may_be_named_together_or_one_by_one() -> None:
-    common = ["--model", "m", "--output", "o", "--dataset", "a", "b"]
+    common = ["--base-model", "m", "--output", "o", "--dataset", "a", "b"]
     assert parsed([*common, "--dataset", "c"]).dataset == ["a", "b", "c"]
-    assert parsed(common).num_samples == 64
+    assert parsed(common).num_windows == 64
 
 
 def test_without_arguments_the_miniature_is_converted_and_evaluated() -> None:
     assumed = parsed([])
-    assert [Path(name).resolve() for name in (assumed.model, *assumed.dataset, *assumed.evaluate)] == [
+    assert [Path(name).resolve() for name in (assumed.base_model, *assumed.dataset, *assumed.evaluate)] == [
         MODEL,
         CLIPS,
         TEST_CLIPS,
@@ -98,10 +98,6 @@ def test_without_arguments_the_miniature_is_converted_and_evaluated() -> None:
     [
         ["--recipe", "liteasr", "--ratio", "0.5"],
         ["--recipe", "loss-aware", "--thresholds", "0.9:0.9"],
-        ["--recipe", "liteasr", "--sweep", "0.5", "--evaluate", "x"],
-        ["--sweep", "0.5"],
-        ["--sweep", "0.5,2", "--evaluate", "x"],
-        ["--sweep", "0.5", "--ratio", "0.5", "--evaluate", "x"],
         ["--noise", "40:0"],
         ["--noise", "nan:3"],
         ["--noise", "loud"],
@@ -120,5 +116,22 @@ def test_without_arguments_the_miniature_is_converted_and_evaluated() -> None:
 )
 def test_sizes_and_recipes_that_do_not_go_together(options: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parsed(["--model", "x", "--dataset", "x", "--output", "y", *options])
+        parsed(["--base-model", "x", "--dataset", "x", "--output", "y", *options])
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--ratios", "0.5"],
+        ["--evaluate", "x"],
+        ["--ratios", "0.5,2", "--evaluate", "x"],
+        ["--ratios", "0.5", "--evaluate", "x", "--recipe", "liteasr"],
+        ["--ratios", "0.5", "--evaluate", "x", "--recover", "1"],
+    ],
+    ids=" ".join,
+)
+def test_bad_options_of_a_sweep(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["--base-model", "x", "--dataset", "x", "--output", "y", *options])
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""`lite-whisper evaluate` and `lite-whisper score` as users run them."""
+"""`lite-whisper evaluate` and `lite-whisper report` as users run them."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ import jiwer
 import pytest
 import yaml
 from hub_stand_in import HubStandIn
-from leaderboard_stand_in import NOT_SCORED, write_calls, write_parquet
+from leaderboard_stand_in import IGNORED_REFERENCE, write_calls, write_parquet
 from leaderboard_stand_in import digits as digits_of
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from lite_whisper.audio.calls import CALLS, EARNINGS22
-from lite_whisper.cli import score
+from lite_whisper.cli import report
 from lite_whisper.cli.evaluate import build_parser, main, settings_from
 from lite_whisper.conversion.saving import save_model_folder
 from lite_whisper.evaluation.comparison import EvaluationSettings
@@ -28,7 +28,7 @@ from lite_whisper.lowrank import compress, encoder_spectra, threshold_ranks
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
 ERRORS = "wer cer substitutions deletions insertions words"
-KEYS = f"model dataset {ERRORS} rtfx encoder_seconds decoder_seconds peak_memory retried audio_seconds scoring"
+KEYS = f"model dataset {ERRORS} rtfx encoder_seconds decoder_seconds peak_memory fallbacks audio_seconds scoring"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_figures_are_those_of_jiwer_on_the_corpus(results: Path) -> None:
     for row in rows:
         assert list(row) == KEYS.split()
         lines = read_manifest(results / f"MODEL_{row['model']}_DATASET_{row['dataset']}.jsonl")
-        references, predictions = ([normalize(getattr(u, of)) for u in lines] for of in ("reference", "prediction"))
+        references, predictions = ([normalize(getattr(u, name)) for u in lines] for name in ("reference", "prediction"))
         expected = jiwer.process_words(references, predictions)
         assert row["wer"] == pytest.approx(100 * expected.wer)
         assert row["cer"] == pytest.approx(100 * jiwer.cer(references, predictions))
@@ -98,15 +98,15 @@ def test_tables_plots_and_card_metadata(results: Path) -> None:
         assert (results / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_score_gives_the_same_figures(results: Path, tmp_path: Path, capsys) -> None:
+def test_report_gives_the_same_figures(results: Path, tmp_path: Path, capsys) -> None:
     folder = shutil.copytree(results, tmp_path / "results")
     (folder / "summary.csv").unlink()
     manifests = [str(folder / f"MODEL_{r['model']}_DATASET_{r['dataset']}.jsonl") for r in figures(results)]
-    assert score.main([*manifests, "--json", str(tmp_path / "f.json")]) == 0
+    assert report.main([*manifests, "--json", str(tmp_path / "f.json")]) == 0
     assert figures(tmp_path) == figures(results)
     assert (folder / "summary.csv").read_bytes() == (results / "summary.csv").read_bytes()
     said = capsys.readouterr().out
-    assert "lite-digits against whisper-digits on digits: +" in said and "95 % interval" in said
+    assert "lite-digits compared with whisper-digits on digits: +" in said and "95 % interval" in said
 
 
 def test_a_finished_run_is_not_repeated_and_changes_are_refused(
@@ -125,7 +125,7 @@ def test_a_finished_run_is_not_repeated_and_changes_are_refused(
     lines = manifest.read_text().split("\n")
     manifest.write_text("\n".join([*lines[:4], lines[4][:30], *lines[5:]]))
     assert main(arguments) == 1
-    assert f"{manifest} line 5 is not one of a manifest" in capsys.readouterr().err
+    assert f"{manifest} line 5 is damaged or not a manifest line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_columns_with_other_names(column, options, message, digits, tmp_path, ca
     folder = shutil.copytree(digits, tmp_path / "set")
     listing = (folder / "metadata.csv").read_text().replace("transcription", column, 1)
     (folder / "metadata.csv").write_text(listing)
-    arguments = [str(MODEL), "--dataset", str(folder), "--output", str(tmp_path / "results"), "--num-samples", "2"]
+    arguments = [str(MODEL), "--dataset", str(folder), "--output", str(tmp_path / "results"), "--num-clips", "2"]
     assert main([*arguments, *options]) == (1 if message else 0)
     assert (message or "") in capsys.readouterr().err
 
@@ -186,13 +186,13 @@ def test_the_leaderboards_sets_by_their_hub_id(tmp_path: Path) -> None:
     """Sets of each kind, in the form in which the Hub has them, streamed from a stand-in."""
     clips = digits_of(7)
     audio, chunks, transcripts = (tmp_path / name for name in ("audio", "chunks", "transcripts"))
-    of_a_set = [(file, text.upper()) for file, text in clips[:3]] + [(clips[3][0], NOT_SCORED)]
-    write_parquet(audio, {"ami_cleaned": ["test"], "fleurs_de": ["test"]}, of_a_set)
+    clips_of_set = [(file, text.upper()) for file, text in clips[:3]] + [(clips[3][0], IGNORED_REFERENCE)]
+    write_parquet(audio, {"ami_cleaned": ["test"], "fleurs_de": ["test"]}, clips_of_set)
     write_calls(chunks, transcripts, [clips[3:5], clips[5:]])
     sets = [SETS["leaderboard"][0], SETS["leaderboard"][1], SETS["leaderboard-de"][0]]
     folders = dict(zip((name.split(":")[0] for name in sets), (audio, chunks, audio), strict=True))
     with HubStandIn({}, folders | {CALLS[EARNINGS22]: transcripts}) as hub:
-        script = "import sys; from lite_whisper.cli.lite_whisper_commands import main; sys.exit(main())"
+        script = "import sys; from lite_whisper_commands import main; sys.exit(main())"
         options = ["--dataset", *sets, "--normalizer", "basic", "--output", "results", "--json", "f.json"]
         result = subprocess.run(
             [sys.executable, "-c", script, "evaluate", str(MODEL), *options, "--scoring", "compounds"],
@@ -202,7 +202,7 @@ def test_the_leaderboards_sets_by_their_hub_id(tmp_path: Path) -> None:
             text=True,
         )
     assert result.returncode == 0, result.stderr
-    assert "words are scored with compounds merged (kaldialign)" in result.stdout
+    assert "scoring: with compounds merged as on the Open ASR leaderboard" in result.stdout
     rows = figures(tmp_path)
     assert [(row["dataset"], row["scoring"]) for row in rows] == [(name, "compounds") for name in sets]
     assert rows[0]["wer"] == rows[2]["wer"] < 30 and result.stderr.count("left out 1 clips") == 2
@@ -221,8 +221,8 @@ def test_the_leaderboards_sets_by_their_hub_id(tmp_path: Path) -> None:
 def test_what_cannot_be_scored_as_the_leaderboard_does(digits: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     output = ["--output", str(tmp_path / "results")]
     assert main([str(MODEL), "--dataset", "leaderboard-de", *output]) == 1
-    assert "leaderboard-de is of one language: de (--language)" in capsys.readouterr().err
-    assert main([str(MODEL), "--dataset", "leaderboard", "--num-samples", "2", *output]) == 1
+    assert "leaderboard-de requires --language de (--language)" in capsys.readouterr().err
+    assert main([str(MODEL), "--dataset", "leaderboard", "--num-clips", "2", *output]) == 1
     assert "Earnings22-Cleaned-AA-chunked::test is scored by whole calls" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "kaldialign", None)
     assert main([str(MODEL), "--dataset", str(digits), "--scoring", "compounds", *output]) == 1

@@ -1,4 +1,4 @@
-"""How commands end: interrupted, on a full disk, by a wrong word."""
+"""Exit codes: interrupts, a full disk, wrong options."""
 
 import argparse
 import errno
@@ -26,7 +26,7 @@ from lite_whisper.cli import exit_codes
     ],
     ids=str,
 )
-def test_a_full_disk_is_told_with_what_to_do(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_with_advice(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise error
 
@@ -36,7 +36,7 @@ def test_a_full_disk_is_told_with_what_to_do(error: Exception, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_ctrl_c_while_calibrating(tmp_path: Path) -> None:
-    many = ["--dataset", *[str(CLIPS)] * 20, "--num-samples", "1200", "--batch-size", "1"]
+    many = ["--dataset", *[str(CLIPS)] * 20, "--num-windows", "1200", "--batch-size", "1"]
     process = subprocess.Popen(
         [sys.executable, ROOT / "convert.py", *arguments(tmp_path / "new" / "lite", CLIPS, *many)],
         # Where pytest runs in the background of a shell, its children would inherit that SIGINT is ignored.

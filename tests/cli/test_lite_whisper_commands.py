@@ -7,7 +7,7 @@ import sys
 import pytest
 from conversions import only_message
 
-from lite_whisper.cli import lite_whisper_commands
+import lite_whisper_commands
 
 HELP = """
 import sys
@@ -25,7 +25,7 @@ def test_help_does_not_wait_for_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", lite_whisper_commands.COMMANDS)
-def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         lite_whisper_commands.load(name)(["--help"], f"lite-whisper {name}")
     assert end.value.code == 0
@@ -33,7 +33,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"]], ids=str)
-def test_the_console_script_names_its_commands(
+def test_usage_lists_the_commands(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lite-whisper", *words])

@@ -1,4 +1,4 @@
-"""Bad input ends in one line that names what is wrong and what to do."""
+"""Bad input ends in one line that says what is wrong and what to do."""
 
 import json
 import re
@@ -21,12 +21,12 @@ def without(*names: str) -> Callable[[Path], list[str | Path]]:
 
     def make(folder: Path) -> list[str | Path]:
         shutil.copytree(MODEL, folder / "base", ignore=shutil.ignore_patterns("*.safetensors", *names))
-        return ["--model", folder / "base"]
+        return ["--base-model", folder / "base"]
 
     return make
 
 
-def of_type(config: dict[str, Any]) -> Callable[[Path], list[str | Path]]:
+def with_config(config: dict[str, Any]) -> Callable[[Path], list[str | Path]]:
     """Arguments with a model folder of this config."""
 
     def make(folder: Path) -> list[str | Path]:
@@ -87,7 +87,7 @@ def with_one_second_window(folder: Path) -> list[str | Path]:
         decoder_start_token_id=0,
     )
     WhisperForConditionalGeneration(config).save_pretrained(folder / "base")
-    return ["--model", folder / "base", "--num-samples", "1", "--rank-multiple", "64"]
+    return ["--base-model", folder / "base", "--num-windows", "1", "--rank-multiple", "64"]
 
 
 def without_transcripts(folder: Path) -> list[str | Path]:
@@ -95,9 +95,9 @@ def without_transcripts(folder: Path) -> list[str | Path]:
     return ["--evaluate", folder / "test_000.flac"]
 
 
-def with_broken_moments(folder: Path) -> list[str | Path]:
+def with_broken_calibration_file(folder: Path) -> list[str | Path]:
     (folder / "moments.safetensors").write_bytes(b"broken")
-    return ["--moments", folder / "moments.safetensors"]
+    return ["--calibration-file", folder / "moments.safetensors"]
 
 
 def with_output_below_a_file(folder: Path) -> list[str | Path]:
@@ -111,7 +111,7 @@ def always(*options: str) -> Callable[[Path], list[str | Path]]:
 
 BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "missing dataset": (always("--dataset", "/no/such/folder"), r"/no/such/folder.*check the path.*--dataset"),
-    "empty dataset": (with_audio(), r"recordings holds no audio.*\.wav.*metadata"),
+    "empty dataset": (with_audio(), r"recordings contains no audio.*\.wav.*metadata"),
     "broken audio only": (with_audio(b"broken", b""), r"none of the 2 clips in .*recordings.*\d\.wav.*give wav"),
     "silent audio": (with_audio(SILENCE, SILENCE), r"silent.*check the recordings"),
     "NaN in audio": (with_audio(NOT_A_NUMBER), r"none of the 1 clips in .*recordings.*0\.wav.*NaN"),
@@ -124,13 +124,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
         with_one_second_window,
         r"rank 64 of layer 0 q_proj needs 65 frames.*there are 50.*15 more",
     ),
-    "no model": (always("--model", "/no/such/model"), r"/no/such/model.*check the path"),
-    "relative path of no model": (always("--model", "no/such/model"), r"no/such/model.*Give a folder, or a Hub id"),
-    "BERT": (of_type({"model_type": "bert"}), r"base is a bert, not a Whisper; give a Whisper"),
-    "unknown type": (of_type({}), r"base is a model of unknown type, not a Whisper; give a Whisper"),
+    "no model": (always("--base-model", "/no/such/model"), r"/no/such/model.*check the path"),
+    "relative path of no model": (
+        always("--base-model", "no/such/model"),
+        r"no/such/model.*Give a folder, or a Hub id",
+    ),
+    "BERT": (with_config({"model_type": "bert"}), r"base is a bert, not a Whisper; give a Whisper"),
+    "unknown type": (with_config({}), r"base is a model of unknown type, not a Whisper; give a Whisper"),
     "compressed model": (
-        of_type({"model_type": "lite-whisper"}),
-        r"base is compressed already; give the Whisper",
+        with_config({"model_type": "lite-whisper"}),
+        r"base is already compressed; give its base model",
     ),
     "no config": (without("config.json"), r"base is a model of unknown type, not a Whisper; give a Whisper"),
     "no feature extractor": (without("preprocessor_config.json"), r"base has no preprocessor_config\.json; copy it"),
@@ -138,10 +141,13 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "no weights": (without(), r"base has no model\.safetensors, nor shards of it"),
     "no transcripts": (
         without_transcripts,
-        r"the evaluation needs transcripts: a folder with metadata\.csv, or a dataset .*\(--evaluate\)$",
+        r"the evaluation requires transcripts: give a folder with metadata\.csv, or a dataset .*\(--evaluate\)$",
     ),
     "missing test set": (always("--evaluate", "/no/such/folder"), r"/no/such/folder"),
-    "broken moments": (with_broken_moments, r"moments\.safetensors is not a file of moments.*remove it"),
+    "broken calibration file": (
+        with_broken_calibration_file,
+        r"moments\.safetensors is not a file of moments.*remove it",
+    ),
     "thresholds": (always("--thresholds", "0.99:1.5"), r"1\.5.*between 0 and 1"),
     "output below a file": (with_output_below_a_file, r"recording\.wav.*--output"),
     "unknown device": (always("--device", "nonsense"), r"nonsense"),

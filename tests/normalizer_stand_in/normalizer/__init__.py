@@ -1,1 +1,1 @@
-"""A stand-in for the folder `normalizer` of the Open ASR leaderboard: what its submissions call, for local folders."""
+"""A stand-in for the folder `normalizer` of the Open ASR leaderboard, which works on local datasets."""

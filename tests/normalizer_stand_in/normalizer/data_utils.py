@@ -1,4 +1,4 @@
-"""How the leaderboard loads a set and writes a manifest."""
+"""Loading datasets and writing manifests, as on the leaderboard."""
 
 import argparse
 import json
@@ -22,10 +22,10 @@ def load_data(args: argparse.Namespace) -> Dataset:
         return load_dataset(args.dataset_path, args.dataset, split=args.split)
     folder = Path(args.dataset_path)
     texts = load_dataset(str(folder.with_name("transcripts")), split=args.split)
-    of_call = dict(zip(texts["id"], texts["transcript"], strict=True))
+    transcripts = dict(zip(texts["id"], texts["transcript"], strict=True))
     chunks = load_dataset(args.dataset_path, split=args.split)
     files = [str(folder / "audio" / name) for name in chunks["file_name"]]
-    return chunks.add_column("audio", files).add_column("text", [of_call[call] for call in chunks["parent_id"]])
+    return chunks.add_column("audio", files).add_column("text", [transcripts[call] for call in chunks["parent_id"]])
 
 
 def prepare_data(dataset: Dataset, sampling_rate: int = 16_000) -> Dataset:

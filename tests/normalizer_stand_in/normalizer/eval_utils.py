@@ -1,4 +1,4 @@
-"""How the leaderboard scores the manifests of a model."""
+"""Scoring the manifests of a model, as on the leaderboard."""
 
 from pathlib import Path
 
