@@ -11,7 +11,7 @@ once, and lite-whisper as `lite-whisper transcribe` does, whose backend CTransla
 the output folder. Every pass over the clips has a process of its own, which loads the model and transcribes two clips
 before the clock starts; the order of the contenders rotates. Seconds are medians over the passes. "times" is how much
 faster a contender is than faster-whisper with the stock model in the same precision. "same" counts the transcripts that
-are those of transformers with the same model in fp32, "wer" is the word error rate in per cent, and "points" what it
+are those of transformers with the same model in float32, "wer" is the word error rate in per cent, and "points" what it
 is above that of transformers, from "low" to "high" in 95 %. Recordings need transcripts, and --runtimes has to name
 transformers for what is held against it. Writes passes.json, a row for each pass, runtimes.json and runtimes.png.
 """
@@ -121,14 +121,14 @@ def in_lite_whisper(dtype: str) -> Callable[..., Recognizer]:
     def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
         import torch
 
-        from lite_whisper.transcription.recognizers import Computing, load_recognizer
+        from lite_whisper.transcription.recognizers import ComputeSettings, load_recognizer
         from lite_whisper.transcription.transcriber import Transcriber, pipeline_options
 
         torch.set_num_threads(arguments.threads)
         batch_size = BATCH if arguments.joined else 1
         generate_kwargs = {"language": arguments.language, "task": "transcribe", "num_beams": 1}
         options = pipeline_options("none", generate_kwargs)
-        computing = Computing("ctranslate2", dtype, "cpu", batch_size)
+        computing = ComputeSettings("ctranslate2", dtype, "cpu", batch_size)
         recognizer, _ = load_recognizer(*load_model(model), computing, lambda: None, options)
         transcriber = Transcriber(recognizer, batch_size, options)
 
@@ -166,7 +166,7 @@ class Runtime:
     precision: str
     load: Callable[[str, Path, argparse.Namespace], Recognizer]
     format: str | None = None
-    dtype: str = "fp32"
+    dtype: str = "float32"
 
     def prepare(self, model: str, output: Path) -> None:
         """Writes what it loads, unless that is there."""
@@ -183,18 +183,18 @@ class Runtime:
 # faster-whisper with its own encoder, which multiplies pairs out and so is for the stock model alone, comes first.
 OWN = "faster-whisper, own encoder,"
 RUNTIMES = {
-    f"{OWN} fp32": Runtime("fp32", in_faster_whisper("float32", ours=False), "ctranslate2"),
+    f"{OWN} float32": Runtime("float32", in_faster_whisper("float32", ours=False), "ctranslate2"),
     f"{OWN} int8": Runtime("int8", in_faster_whisper("int8", ours=False), "ctranslate2", "int8"),
     f"{OWN} int8, batched": Runtime("int8", in_faster_whisper("int8", ours=False, batched=True), "ctranslate2", "int8"),
-    "lite-whisper fp32": Runtime("fp32", in_lite_whisper("float32")),
+    "lite-whisper float32": Runtime("float32", in_lite_whisper("float32")),
     "lite-whisper int8": Runtime("int8", in_lite_whisper("int8")),
-    "transformers": Runtime("fp32", in_transformers),
-    "onnx-asr fp32": Runtime("fp32", in_onnx_asr(None), "onnx"),
-    "onnx-asr q8": Runtime("int8", in_onnx_asr("quantized"), "onnx", "q8"),
-    "faster-whisper fp32": Runtime("fp32", in_faster_whisper("float32", ours=True), "faster-whisper"),
+    "transformers": Runtime("float32", in_transformers),
+    "onnx-asr float32": Runtime("float32", in_onnx_asr(None), "onnx"),
+    "onnx-asr int8": Runtime("int8", in_onnx_asr("quantized"), "onnx", "int8"),
+    "faster-whisper float32": Runtime("float32", in_faster_whisper("float32", ours=True), "faster-whisper"),
     "faster-whisper int8": Runtime("int8", in_faster_whisper("int8", ours=True), "faster-whisper", "int8"),
     # Unless told otherwise it computes in bfloat16 where the processor can.
-    "openvino-genai fp32": Runtime("fp32", in_openvino(INFERENCE_PRECISION_HINT="f32"), "openvino"),
+    "openvino-genai float32": Runtime("float32", in_openvino(INFERENCE_PRECISION_HINT="f32"), "openvino"),
     "openvino-genai int8": Runtime("int8", in_openvino(), "openvino", "int8"),
 }
 

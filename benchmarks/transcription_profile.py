@@ -27,7 +27,7 @@ from tqdm import tqdm
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
 from lite_whisper.audio.windows import batches_by_length
 from lite_whisper.models.folders import load_model
-from lite_whisper.transcription.recognizers import Backend, Computing, load_recognizer
+from lite_whisper.transcription.recognizers import Backend, ComputeSettings, load_recognizer
 from lite_whisper.transcription.transcriber import pipeline_options
 
 CONTENDERS: dict[str, tuple[str, Backend, str]] = {  # model, backend, dtype
@@ -129,7 +129,7 @@ def main() -> None:
         measured: dict[str, list[Times]] = {name: [] for name in CONTENDERS}
         recognizers = {}
         for name, (model, backend, dtype) in CONTENDERS.items():
-            computing = Computing(backend, dtype, "cpu", batch_size)
+            computing = ComputeSettings(backend, dtype, "cpu", batch_size)
             recognizers[name], _ = load_recognizer(
                 *load_model(getattr(arguments, model)), computing, lambda: None, options
             )

@@ -44,7 +44,7 @@ LITE = "lite-digits"  # in the folder of the inputs
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}  # audit events
 TIMES = ("time", "encoder_time", "decoder_time", "rtfx", "encoder_seconds", "decoder_seconds", "encoder_milliseconds")
 VARYING = (*TIMES, "peak_memory", "crc32")
-ALREADY_THERE = re.compile(r"^error: .* (exists|is a folder that holds something); choose another", re.MULTILINE)
+ALREADY_THERE = re.compile(r"^error: .* (exists|is a folder that is not empty); choose another", re.MULTILINE)
 FAILED = 70  # the exit code of a child that ended in a traceback
 
 

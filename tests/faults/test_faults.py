@@ -28,7 +28,7 @@ from lite_whisper.evaluation.manifest import Utterance, read_manifest
 from lite_whisper.lowrank.storage import load_calibration, save_calibration
 from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
-from lite_whisper.transcription.transcriber import finished, read_transcripts
+from lite_whisper.transcription.transcriber import finished_recordings, read_transcripts
 
 pytestmark = pytest.mark.long
 
@@ -54,7 +54,7 @@ OUTPUTS = {"convert": "lite", "recover": "recovered", "transcribe": "out.jsonl"}
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
     for module in CHUNKED:
-        monkeypatch.setattr(f"lite_whisper.{module}.CHUNK", 2)
+        monkeypatch.setattr(f"lite_whisper.{module}.BLOCK_SIZE", 2)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def stages(inputs: Path, tmp_path_factory) -> dict[str, tuple[Path, dict[str, An
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         for module in CHUNKED:
-            patch.setattr(f"lite_whisper.{module}.CHUNK", 2)
+            patch.setattr(f"lite_whisper.{module}.BLOCK_SIZE", 2)
         for stage in STAGES:
             folder = tmp_path_factory.mktemp(stage)
             patch.chdir(folder)
@@ -263,7 +263,7 @@ def test_no_flipped_bit_in_lines_goes_unnoticed(tmp_path: Path) -> None:
     transcripts = [Transcript(i, f"clip {i}", 1.5, "fünf six", [Segment(0.0, None, "fünf six")]) for i in range(3)]
 
     def read_kept() -> list[Transcript]:
-        finished(path)
+        finished_recordings(path)
         return list(read_transcripts(path))
 
     written: list[tuple[list[Any], Callable[[], list[Any]]]] = [
@@ -334,7 +334,7 @@ def test_a_dataset_that_breaks_off(line: str, stream: dict[str, Any], tmp_path: 
     for error in (OSError("connection reset"), RuntimeError("a shard is damaged")):
         stream |= {"row": 4, "error": error}
         assert run(line) == 1
-        assert re.search(rf"org/set broke off after \d rows \({type(error).__name__}: {error}\)", error_of(capsys))
+        assert re.search(rf"reading org/set failed after \d rows \({type(error).__name__}: {error}\)", error_of(capsys))
     assert not (tmp_path / "disturbed/lite").exists() and not (tmp_path / "disturbed/out.jsonl").exists()
     stream.clear()
     assert run(line) == 0
@@ -380,10 +380,10 @@ def test_other_recordings_are_refused(inputs: Path, stages, tmp_path: Path, monk
         metadata.write_text(rows.replace("\n", f"\n{first.name},one\n", 1))
         for stage in ("evaluate", "transcribe"):
             assert run(command(stage, inputs)) == 1
-            assert re.search(r"holds .*test_000.flac in the place of .*a_new_one.flac", error_of(capsys))
+            assert re.search(r"test_000\.flac .*a_new_one\.flac", error_of(capsys))
         metadata.write_text("".join(line for line in rows.splitlines(keepends=True) if last.name not in line))
         assert run(command("transcribe", inputs)) == 1
-        assert re.search(rf"holds .*{last.name}, which is there no more", error_of(capsys))
+        assert re.search(rf"contains .*{last.name}, which is no longer among the recordings", error_of(capsys))
     finally:
         metadata.write_text(rows)
         first.unlink()
