@@ -112,14 +112,17 @@ def always(*options: str) -> Callable[[Path], list[str | Path]]:
 BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "missing dataset": (always("--dataset", "/no/such/folder"), r"/no/such/folder.*check the path.*--dataset"),
     "empty dataset": (with_audio(), r"recordings contains no audio.*\.wav.*metadata"),
-    "broken audio only": (with_audio(b"broken", b""), r"none of the 2 clips in .*recordings.*\d\.wav.*give wav"),
+    "broken audio only": (with_audio(b"broken", b""), r"none of the 2 clips in .*recordings.*\d\.wav"),
     "silent audio": (with_audio(SILENCE, SILENCE), r"silent.*check the recordings"),
     "NaN in audio": (with_audio(NOT_A_NUMBER), r"none of the 1 clips in .*recordings.*0\.wav.*NaN"),
     "NaN in attention": (
         with_nan("model.encoder.layers.2.self_attn.v_proj.weight"),
-        r"the weights of .* hold NaN or infinity in model\.encoder\.layers\.2\.self_attn\.v_proj\.weight; give",
+        r"the weights of .* contain NaN or infinity in model\.encoder\.layers\.2\.self_attn\.v_proj\.weight; give",
     ),
-    "NaN in the MLP": (with_nan("model.encoder.layers.4.fc1.bias"), r"hold NaN or infinity in .*layers\.4\.fc1\.bias"),
+    "NaN in the MLP": (
+        with_nan("model.encoder.layers.4.fc1.bias"),
+        r"contain NaN or infinity in .*layers\.4\.fc1\.bias",
+    ),
     "fewer frames than a rank needs": (
         with_one_second_window,
         r"rank 64 of layer 0 q_proj needs 65 frames.*there are 50.*15 more",
@@ -138,7 +141,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "no config": (without("config.json"), r"base is a model of unknown type, not a Whisper; give a Whisper"),
     "no feature extractor": (without("preprocessor_config.json"), r"base has no preprocessor_config\.json; copy it"),
     "no tokenizer": (without("tokenizer*", "vocab.json"), r"base has no tokenizer; copy its files"),
-    "no weights": (without(), r"base has no model\.safetensors, nor shards of it"),
+    "no weights": (without(), r"base has no model\.safetensors or shards of it"),
     "no transcripts": (
         without_transcripts,
         r"the evaluation requires transcripts: give a folder with metadata\.csv, or a dataset .*\(--evaluate\)$",
@@ -167,7 +170,7 @@ def test_bad_input_ends_in_one_message(
     before = contents(tmp_path)
     capsys.readouterr()
     assert run(*arguments(tmp_path / "lite", speech, *options)) in (1, 2)
-    said = capsys.readouterr().err.partition("convert.py: ")  # after argparse's usage
+    said = capsys.readouterr().err.partition("lite-whisper convert: ")  # after argparse's usage
     said = only_message(said[2] or said[0])
     assert said.startswith("error: ")
     assert re.search(message, said)
