@@ -1,9 +1,9 @@
 import { defineConfig } from "vite";
 
-// A page with these headers may use several threads. Hub files come with the permission that they ask for.
+// WebAssembly threads require these headers. Files from the Hub may still be loaded: the Hub sends CORS headers.
 const headers = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
-// A compressed answer does not say how long it is: there would be no progress to show.
+// Compressed responses have no Content-Length, which the progress bar needs.
 const uncompressed = {
   name: "uncompressed",
   configurePreviewServer(server) {
@@ -16,11 +16,11 @@ const uncompressed = {
 
 export default defineConfig({
   plugins: [uncompressed],
-  base: "./", // The built page works in any folder of a site.
-  appType: "mpa", // A missing file of a model is an error, not index.html.
+  base: "./", // The built page can be served from any path.
+  appType: "mpa", // Return 404 for a missing model file instead of index.html.
   build: { target: "es2022", chunkSizeWarningLimit: 2000 },
   worker: { format: "es" },
-  // Bundled beforehand, ONNX Runtime would look for its files in the wrong folder.
+  // If pre-bundled, ONNX Runtime would look for its files in the wrong folder.
   optimizeDeps: { exclude: ["@huggingface/transformers"] },
   server: { headers },
   preview: { headers },

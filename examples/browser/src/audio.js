@@ -1,39 +1,39 @@
-// Audio files and the microphone in, 16 kHz mono samples out.
+// Reads audio files and records the microphone.
 
 export const RATE = 16000;
 
-/** Samples of a file or a recording, in whatever form the browser can read. */
+/** Decodes a file or a recording to 16 kHz mono samples, in any format that the browser supports. */
 export async function decode(blob) {
-  const context = new OfflineAudioContext(1, 1, RATE); // decodes to its own rate
+  const context = new OfflineAudioContext(1, 1, RATE); // decodeAudioData() resamples to the rate of the context
   let audio;
   try {
     audio = await context.decodeAudioData(await blob.arrayBuffer());
   } catch (error) {
-    throw new Error("The browser cannot read this file as audio; try WAV, MP3, FLAC or Ogg.", { cause: error });
+    throw new Error("The browser cannot decode this file; try WAV, MP3, FLAC or Ogg.", { cause: error });
   }
-  if (audio.length === 0) throw new Error("There is no sound in this file.");
+  if (audio.length === 0) throw new Error("The file contains no audio; choose another one.");
   const samples = new Float32Array(audio.length);
   for (let channel = 0; channel < audio.numberOfChannels; channel++) {
-    audio.getChannelData(channel).forEach((value, at) => (samples[at] += value / audio.numberOfChannels));
+    audio.getChannelData(channel).forEach((value, index) => (samples[index] += value / audio.numberOfChannels));
   }
   return samples;
 }
 
-/** Starts a recording; resolves to a function that ends it and resolves to what was recorded. */
+/** Starts recording. Resolves to a function that stops the recording and resolves to its blob. */
 export async function record() {
   if (!navigator.mediaDevices) {
-    throw new Error("Browsers give the microphone to pages over HTTPS or on localhost only.");
+    throw new Error("The microphone is only available over HTTPS or on localhost.");
   }
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   } catch (error) {
     const reasons = {
-      NotAllowedError: "The browser does not let this page use the microphone; allow it in the site's settings.",
-      NotFoundError: "No microphone was found.",
-      NotReadableError: "The microphone cannot be read; another program may be using it.",
+      NotAllowedError: "Microphone access was denied; allow it in the browser's site settings.",
+      NotFoundError: "No microphone found; connect one and try again.",
+      NotReadableError: "The microphone cannot be read; close other programs that may be using it.",
     };
-    throw new Error(reasons[error.name] ?? `The microphone does not work: ${error.message}`, { cause: error });
+    throw new Error(reasons[error.name] ?? `Microphone error: ${error.message}`, { cause: error });
   }
   const recorder = new MediaRecorder(stream);
   const parts = [];

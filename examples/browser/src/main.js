@@ -1,35 +1,35 @@
-// The page: what the user chooses, and what comes back from the worker.
+// The page: passes the user's choices to the worker and shows its results.
 import { decode, RATE, record } from "./audio.js";
 import { languages } from "./languages.js";
 
 const TITLES = { stock: "Stock", compressed: "Compressed" };
 const find = (id) => document.getElementById(id);
 const form = find("form");
-const address = new URL(location.href);
+const url = new URL(location.href);
 
-let samples; // of the clip
+let samples; // the clip
 let busy = false;
-let stop; // ends the recording, while there is one
+let stop; // stops the current recording; undefined if there is none
 let worker;
 const outcomes = {};
 
-/** A number of bytes, seconds ... as a person reads it. */
-const number = (value, digits) =>
+const formatNumber = (value, digits) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-const moment = (seconds) => (seconds === null ? "–" : number(seconds, 2)); // unknown where Whisper wrote no time
-const megabytes = (bytes) => `${number(bytes / 1e6, 1)} MB`;
+// Whisper may omit a timestamp, which is then null.
+const formatTime = (seconds) => (seconds === null ? "–" : formatNumber(seconds, 2));
+const formatSize = (bytes) => `${formatNumber(bytes / 1e6, 1)} MB`;
 
-function say(text) {
+function setStatus(text) {
   find("status").textContent = text;
 }
 
-function complain(error) {
+function showError(error) {
   if (error) console.error(error);
   find("error").textContent = error?.message ?? "";
 }
 
-/** Buttons as they fit what is going on. */
-function update() {
+/** Enables and disables the controls according to the current state. */
+function updateControls() {
   find("transcribe").disabled = !samples || busy || Boolean(stop);
   find("file").disabled = busy || Boolean(stop);
   find("record").disabled = busy;
@@ -38,52 +38,52 @@ function update() {
 
 // The clip
 
-async function take(blob, name) {
-  complain();
+async function loadClip(blob, name) {
+  showError();
   samples = undefined;
   const player = find("player");
   URL.revokeObjectURL(player.src);
   player.hidden = true;
-  find("clip").textContent = "No clip yet.";
+  find("clip").textContent = "No clip selected.";
   try {
     samples = await decode(blob);
     player.src = URL.createObjectURL(blob);
     player.hidden = false;
-    find("clip").textContent = `${name}, ${number(samples.length / RATE, 1)} seconds`;
-    say("The clip is ready.");
+    find("clip").textContent = `${name}, ${formatNumber(samples.length / RATE, 1)} seconds`;
+    setStatus("Clip ready.");
   } catch (error) {
-    say("");
-    complain(error);
+    setStatus("");
+    showError(error);
   }
-  update();
+  updateControls();
 }
 
 find("file").addEventListener("change", ({ target: { files } }) => {
-  if (files.length) take(files[0], files[0].name);
+  if (files.length) loadClip(files[0], files[0].name);
 });
 
 find("record").addEventListener("click", async () => {
-  complain();
+  showError();
   try {
     if (stop) {
       const end = stop;
       stop = undefined;
       find("file").value = "";
-      await take(await end(), "Recording");
+      await loadClip(await end(), "Recording");
     } else {
       stop = await record();
-      say("Recording.");
+      setStatus("Recording…");
     }
   } catch (error) {
-    complain(error);
+    showError(error);
   }
-  update();
+  updateControls();
 });
 
 // The results
 
-/** The place of one model's result. */
-function panel(which) {
+/** Adds the result section of one model to the page. */
+function addPanel(which) {
   const section = find("result").content.cloneNode(true).firstElementChild;
   const heading = section.querySelector("h2");
   heading.textContent = TITLES[which];
@@ -94,57 +94,57 @@ function panel(which) {
   return section;
 }
 
-const panels = Object.fromEntries(Object.keys(TITLES).map((which) => [which, panel(which)]));
+const panels = Object.fromEntries(Object.keys(TITLES).map((which) => [which, addPanel(which)]));
 
-function part(which, selector) {
+function query(which, selector) {
   return panels[which].querySelector(selector);
 }
 
 const states = {
   loading({ which, done, all }) {
-    part(which, ".loading").hidden = false;
-    part(which, "progress").value = all ? done / all : 0;
-    part(which, ".size").textContent = all ? `${megabytes(done)} of ${megabytes(all)}` : "Looking for the files";
-    if (!all) say(`Loading the ${which} model.`);
+    query(which, ".loading").hidden = false;
+    query(which, "progress").value = all ? done / all : 0;
+    query(which, ".size").textContent = all ? `${formatSize(done)} of ${formatSize(all)}` : "Loading…";
+    if (!all) setStatus(`Loading the ${which} model…`);
   },
   loaded({ which }) {
-    part(which, ".loading").hidden = true;
+    query(which, ".loading").hidden = true;
   },
   running({ which }) {
-    say(`The ${which} model transcribes.`);
+    setStatus(`Transcribing with the ${which} model…`);
   },
   done({ which, text, segments, seconds, bytes }) {
     outcomes[which] = { text, seconds, bytes };
-    part(which, ".text").textContent = text || "(no speech found)";
-    part(which, ".text").lang = find("language").value;
-    part(which, ".seconds").textContent = number(seconds, 2);
-    part(which, ".factor").textContent = number((seconds * RATE) / samples.length, 3);
-    part(which, ".files").textContent = megabytes(bytes);
-    part(which, "tbody").replaceChildren(
+    query(which, ".text").textContent = text || "(no speech detected)";
+    query(which, ".text").lang = find("language").value;
+    query(which, ".seconds").textContent = formatNumber(seconds, 2);
+    query(which, ".factor").textContent = formatNumber(samples.length / RATE / seconds, 2);
+    query(which, ".files").textContent = formatSize(bytes);
+    query(which, "tbody").replaceChildren(
       ...segments.map(({ timestamp: [from, to], text: words }) => {
         const row = document.createElement("tr");
-        for (const value of [moment(from), moment(to), words.trim()]) {
+        for (const value of [formatTime(from), formatTime(to), words.trim()]) {
           row.insertCell().textContent = value;
         }
         row.lastElementChild.lang = find("language").value;
         return row;
       }),
     );
-    part(which, ".outcome").hidden = false;
+    query(which, ".outcome").hidden = false;
   },
   failed({ which, message }) {
-    part(which, ".loading").hidden = true;
-    part(which, ".error").textContent = `The ${which} model failed. ${message}`;
+    query(which, ".loading").hidden = true;
+    query(which, ".error").textContent = `The ${which} model failed: ${message}`;
   },
   finished() {
     const { stock, compressed } = outcomes;
-    say(stock || compressed ? "Done." : "Nothing could be transcribed.");
+    setStatus(stock || compressed ? "Done." : "Both models failed.");
     if (stock && compressed) {
-      const texts = stock.text === compressed.text ? "The same text" : "The texts differ";
-      const speed = number(stock.seconds / compressed.seconds, 2);
-      const size = number((100 * compressed.bytes) / stock.bytes, 0);
+      const comparison = stock.text === compressed.text ? "The transcripts are identical" : "The transcripts differ";
+      const speed = formatNumber(stock.seconds / compressed.seconds, 2);
+      const size = formatNumber((100 * compressed.bytes) / stock.bytes, 0);
       find("summary").textContent =
-        `${texts}. The compressed model is ${speed} times as fast, with ${size} % of the size.`;
+        `${comparison}. The compressed model is ${speed} times as fast as the stock model and ${size} % of its size.`;
     }
     finish();
   },
@@ -152,20 +152,20 @@ const states = {
 
 function finish() {
   busy = false;
-  update();
+  updateControls();
 }
 
-/** The worker; one that broke down is replaced at the next try. */
-function start() {
+/** Returns the worker, and starts a new one if there is none or the last one failed. */
+function getWorker() {
   if (worker) return worker;
   worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   worker.onmessage = ({ data }) => states[data.state](data);
   worker.onerror = (event) => {
     worker.terminate();
     worker = undefined;
-    say("");
-    const why = event.message || "it could not be loaded, or there is too little memory";
-    complain(new Error(`The worker stopped: ${why}`));
+    setStatus("");
+    const reason = event.message || "it could not be loaded or ran out of memory; try a smaller model";
+    showError(new Error(`The worker failed: ${reason}`));
     finish();
   };
   return worker;
@@ -173,31 +173,31 @@ function start() {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  complain();
+  showError();
   busy = true;
-  update();
+  updateControls();
   find("summary").textContent = "";
   const models = {};
   for (const which of Object.keys(TITLES)) {
     delete outcomes[which];
     models[which] = find(which).value.trim();
-    part(which, ".name").textContent = models[which];
-    part(which, ".error").textContent = "";
-    part(which, ".outcome").hidden = true;
+    query(which, ".name").textContent = models[which];
+    query(which, ".error").textContent = "";
+    query(which, ".outcome").hidden = true;
     panels[which].classList.add("used");
   }
   const [device, dtype, language] = ["device", "dtype", "language"].map((id) => find(id).value);
-  start().postMessage({ models, samples, language, device, dtype, site: new URL(".", address).pathname });
+  getWorker().postMessage({ models, samples, language, device, dtype, site: new URL(".", url).pathname });
 });
 
-// What the address asks for, otherwise the miniature.
+// Settings from the URL; by default, the two models in public/models/.
 
 const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-if (adapter) find("device").add(new Option("graphics card (WebGPU)", "webgpu", true, true), 0);
+if (adapter) find("device").add(new Option("GPU (WebGPU)", "webgpu", true, true), 0);
 find("language").append(...languages().map(([code, name]) => new Option(name, code)));
 const defaults = { stock: "models/stock", compressed: "models/compressed", language: "en" };
 for (const id of ["stock", "compressed", "language", "device", "dtype"]) {
-  const wanted = address.searchParams.get(id) ?? defaults[id];
-  if (wanted) find(id).value = wanted;
+  const value = url.searchParams.get(id) ?? defaults[id];
+  if (value) find(id).value = value;
 }
-update();
+updateControls();

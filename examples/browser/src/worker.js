@@ -1,4 +1,4 @@
-// Loads the models and runs them one after the other, so that the page stays responsive and neither disturbs the other.
+// Loads the models and runs them one after the other. A worker keeps the page responsive meanwhile.
 import {
   AutoModelForSpeechSeq2Seq,
   AutomaticSpeechRecognitionPipeline,
@@ -9,47 +9,48 @@ import {
 import wasm from "onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url";
 import { RATE } from "./audio.js";
 
-// From this site: transformers.js would take the file from a CDN.
+// Served from this site; by default, transformers.js downloads the file from a CDN.
 env.backends.onnx.wasm.wasmPaths = { wasm };
 
-const loaded = new Map(); // which of the two -> { key, recognizer, bytes }
+const loaded = new Map(); // "stock" or "compressed" -> { key, recognizer, bytes }
 
-/** What went wrong; ONNX Runtime throws numbers when it runs out of memory. */
-function reason(error) {
-  return error instanceof Error ? error.message : `ONNX Runtime stopped (${error}); there may be too little memory`;
+/** Returns the message of an error. ONNX Runtime throws numbers when it runs out of memory. */
+function errorMessage(error) {
+  if (error instanceof Error) return error.message;
+  return `ONNX Runtime failed (${error}), probably out of memory; try a smaller model or int8 weights.`;
 }
 
-/** The recognizer of a folder of this site or of the Hub; the one before it is freed. */
+/** Loads a model from this site or from the Hub and frees the one that it replaces. */
 async function load(which, id, { site, device, dtype }) {
   const key = JSON.stringify([id, device, dtype]);
   if (loaded.get(which)?.key === key) return loaded.get(which);
   await loaded.get(which)?.recognizer.dispose();
   loaded.delete(which);
 
-  const here = id.startsWith("models/");
-  env.allowLocalModels = here;
-  env.allowRemoteModels = !here;
-  // A folder of this site may have been exported anew. The browser asks the server whether it has, this cache does not.
-  env.useBrowserCache = !here;
+  const local = id.startsWith("models/");
+  env.allowLocalModels = local;
+  env.allowRemoteModels = !local;
+  // The cache of transformers.js would not notice that a model on this site was exported again; the HTTP cache does.
+  env.useBrowserCache = !local;
 
-  if (here && !(await fetch(`${site}${id}/config.json`)).ok) {
-    throw new Error(`There is no ${id}/config.json on this site; README.md says how to make such a folder.`);
+  if (local && !(await fetch(`${site}${id}/config.json`)).ok) {
+    throw new Error(`${id}/config.json was not found on this site; README.md explains how to export a model.`);
   }
 
   const sizes = new Map();
   const options = {
     device,
     dtype,
-    local_files_only: here,
+    local_files_only: local,
     progress_callback({ status, file, loaded, total }) {
       if (status !== "progress") return;
       sizes.set(file, [loaded, total]);
-      const [done, all] = [0, 1].map((part) => [...sizes.values()].reduce((sum, size) => sum + size[part], 0));
+      const [done, all] = [0, 1].map((index) => [...sizes.values()].reduce((sum, size) => sum + size[index], 0));
       postMessage({ which, state: "loading", done, all });
     },
   };
-  // For a folder of this site transformers.js must be told a path here, or it looks for no tokenizer, and a whole
-  // address below, or it fetches every file twice, to know the sizes beforehand; so does pipeline().
+  // For models on this site, transformers.js only finds the tokenizer if localModelPath is a path, but fetches every
+  // model file twice (to get the sizes first) unless it is a full URL. pipeline() fetches the files twice as well.
   env.localModelPath = site;
   const parts = [AutoTokenizer, AutoProcessor].map((part) => part.from_pretrained(id, options));
   const [tokenizer, processor] = await Promise.all(parts);
@@ -70,17 +71,17 @@ async function transcribe(model, samples, language) {
   const { recognizer, bytes } = model;
   const window = recognizer.processor.feature_extractor.config.chunk_length;
   const options = {
-    // A model for English only refuses to be told a language.
+    // English-only models reject a language.
     ...(recognizer.model.generation_config.is_multilingual && { language, task: "transcribe" }),
     return_timestamps: true,
     chunk_length_s: window,
   };
-  // The browser compiles as it runs: what comes first would look slow, and the stock model comes first.
+  // Warm up: the first run includes compilation, which would be counted against the stock model.
   if (!model.warm) await recognizer(samples.subarray(0, window * RATE), options);
   model.warm = true;
-  const begin = performance.now();
+  const start = performance.now();
   const { text, chunks } = await recognizer(samples, options);
-  return { text: text.trim(), segments: chunks, seconds: (performance.now() - begin) / 1000, bytes };
+  return { text: text.trim(), segments: chunks, seconds: (performance.now() - start) / 1000, bytes };
 }
 
 onmessage = async ({ data: { models, samples, language, ...options } }) => {
@@ -90,7 +91,7 @@ onmessage = async ({ data: { models, samples, language, ...options } }) => {
       await step();
     } catch (error) {
       console.error(error);
-      postMessage({ which, state: "failed", message: reason(error) });
+      postMessage({ which, state: "failed", message: errorMessage(error) });
     }
   };
   for (const [which, id] of Object.entries(models)) {

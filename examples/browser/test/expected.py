@@ -1,8 +1,8 @@
-"""What transformers in Python makes of the clips that the tests read, for the tests of transformers.js to compare with.
+"""Transcribes the test clips with transformers in Python, as reference for the tests of transformers.js.
 
     python expected.py STOCK COMPRESSED AUDIO... --output FOLDER
 
-writes `expected.json`, and the clips as WAV files and raw samples, which Chromium and Node read without a codec.
+writes `expected.json` and every clip as WAV file (for Chromium) and as raw float32 samples (for Node).
 """
 
 import argparse
@@ -12,8 +12,8 @@ from pathlib import Path
 import soundfile
 from transformers import pipeline
 
-# The pipeline of Python searches with five beams by default; transformers.js takes the likeliest token.
-TOLD = {"language": "en", "task": "transcribe", "num_beams": 1}
+# The Python pipeline uses five beams by default; transformers.js decodes greedily.
+GENERATE_KWARGS = {"language": "en", "task": "transcribe", "num_beams": 1}
 
 
 def main() -> None:
@@ -36,15 +36,15 @@ def main() -> None:
             samples, rate = soundfile.read(path, dtype="float32")
             soundfile.write(arguments.output / f"{path.stem}.wav", samples, rate, subtype="PCM_16")
             samples.tofile(arguments.output / f"{path.stem}.f32")
-            found = {}
+            transcripts = {}
             for kind in ("segments", "words"):
-                found[kind] = recognizer(
+                transcripts[kind] = recognizer(
                     {"raw": samples, "sampling_rate": rate},
                     return_timestamps="word" if kind == "words" else True,
                     chunk_length_s=window if len(samples) > window * rate else 0,
-                    generate_kwargs=TOLD,
+                    generate_kwargs=GENERATE_KWARGS,
                 )
-            expected.setdefault(path.stem, {})[which] = found
+            expected.setdefault(path.stem, {})[which] = transcripts
     (arguments.output / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-// transformers.js on the exported folders, in Node, against transformers in Python.
+// Compares transformers.js in Node with transformers in Python, on the exported models.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -17,7 +17,7 @@ function samples(clip) {
 const plain = (chunks) => chunks.map(({ text, timestamp }) => [text, ...timestamp]);
 
 for (const which of ["stock", "compressed"]) {
-  test(`the ${which} model in Node writes what it writes in Python`, async (t) => {
+  test(`the ${which} model gives the same transcripts in Node as in Python`, async (t) => {
     const recognizer = await pipeline("automatic-speech-recognition", `models/${which}`, { dtype: "fp32" });
     t.after(() => recognizer.dispose());
     const options = {
@@ -32,21 +32,21 @@ for (const which of ["stock", "compressed"]) {
           assert.equal(found.text, wanted.segments.text);
           assert.deepEqual(plain(found.chunks), plain(wanted.segments.chunks));
         } else {
-          // Where two windows overlap, the two programs do not join them alike when the model is unsure of a time.
+          // transformers.js and transformers merge overlapping windows differently if a timestamp is uncertain.
           assert.ok(found.text.split(" ").length > 30, found.text);
         }
       });
-      if (clip.startsWith("longform")) continue; // Python writes words of overlaps twice.
+      if (clip.startsWith("longform")) continue; // Python repeats the words in overlaps.
       await t.test(`words of ${clip}`, async () => {
         const found = await recognizer(samples(clip), { ...options, return_timestamps: "word" });
         assert.equal(found.text, wanted.words.text);
         const words = plain(found.chunks);
-        // transformers.js 4.3.1 gives every word the time of the next one: its beginning is where the word ends in
-        // Python. It also looks at the silence after the clip, hence the tolerance; the last word has no next one.
-        for (const [at, [word, begin]] of words.slice(0, -1).entries()) {
-          const [wantedWord, , end] = plain(wanted.words.chunks)[at];
+        // transformers.js 4.3.1 shifts timestamps by one word: its start of a word is the end of that word in Python.
+        // The last word has no successor. The tolerance is needed because transformers.js also aligns the padding.
+        for (const [index, [word, start]] of words.slice(0, -1).entries()) {
+          const [wantedWord, , end] = plain(wanted.words.chunks)[index];
           assert.equal(word, wantedWord);
-          assert.ok(Math.abs(begin - end) < 0.2, `${word} of ${clip}: ${begin} for ${end}`);
+          assert.ok(Math.abs(start - end) < 0.2, `${word} in ${clip}: ${start}, expected ${end}`);
         }
       });
     }
