@@ -97,7 +97,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def moments_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the conversion of `converted` kept of its calibration."""
+    """The calibration file of the conversion of `converted`."""
     return tmp_path_factory.mktemp("moments") / "moments.safetensors"
 
 
@@ -115,7 +115,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, base: Path, speech: Path
 
 @pytest.fixture(scope="session")
 def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature, dense, with what it computes at padded positions; tests do not change it."""
+    """The uncompressed miniature with precomputed padding; tests do not change it."""
     from lite_whisper.cli.precompute_padding import main
     from lite_whisper.lowrank import padding
 

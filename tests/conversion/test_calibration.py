@@ -63,26 +63,26 @@ def test_moments_of_other_settings_are_rejected(
     moments_file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    kept = moments_file.read_bytes()
+    before = moments_file.read_bytes()
     assert run(*arguments(tmp_path / "lite", speech, "--calibration-file", moments_file, *options)) == 1
     said = only_message(capsys.readouterr().err)
     assert re.search(message, said) and said.count(" there,") == 1 and str(moments_file) in said
-    assert contents(tmp_path) == {} and moments_file.read_bytes() == kept
+    assert contents(tmp_path) == {} and moments_file.read_bytes() == before
 
 
 @pytest.mark.slow
 def test_saved_moments_serve_both_recipes(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sensitivities are added to the file of the moments; neither is computed again."""
-    kept = ["--calibration-file", tmp_path / "moments.safetensors", "--num-windows", "2"]
+    reused = ["--calibration-file", tmp_path / "moments.safetensors", "--num-windows", "2"]
     default = ["--recipe", "loss-aware", "--ratio", "0.3", "--rank-multiple", "4", "--noise", "none"]
-    assert main(arguments(tmp_path / "published", speech, *kept)) == 0
+    assert main(arguments(tmp_path / "published", speech, *reused)) == 0
     monkeypatch.setattr("lite_whisper.conversion.calibration.collect_moments", None)
-    assert main(arguments(tmp_path / "first", speech, *kept, *default)) == 0
+    assert main(arguments(tmp_path / "first", speech, *reused, *default)) == 0
     monkeypatch.setattr("lite_whisper.conversion.calibration.collect_sensitivities", None)
-    assert main(arguments(tmp_path / "again", speech, *kept, *default)) == 0
+    assert main(arguments(tmp_path / "again", speech, *reused, *default)) == 0
     first, again = (unnamed_contents(tmp_path / name) for name in ("first", "again"))
     assert first == again
-    assert main(arguments(tmp_path / "published-again", speech, *kept)) == 0
+    assert main(arguments(tmp_path / "published-again", speech, *reused)) == 0
     assert unnamed_contents(tmp_path / "published-again") == unnamed_contents(tmp_path / "published")
 
 

@@ -19,7 +19,7 @@ NAMES = ["lite-whisper-digits-acc", "lite-whisper-digits", "lite-whisper-digits-
 def test_three_checkpoints_from_one_calibration(
     base: Path, digits: Path, hub: HubStandIn, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """They are those that three conversions give, are published, and are not made twice."""
+    """The checkpoints match single conversions, are published, and are not converted again."""
     calibrations = []
 
     def counted(*arguments):

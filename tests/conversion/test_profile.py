@@ -86,8 +86,8 @@ def test_conversion(size: list[str], tmp_path: Path, capsys) -> None:
     assert convert.main([*arguments, "--profile", str(tmp_path / "profile.json")]) == 0
     report = json.loads((tmp_path / "lite/compression.json").read_text())
     time = 1_000 + sum(
-        np.interp(of_layer[name], [1, 64, 256], [5, 100, 400]) if name in of_layer else 300
-        for of_layer in report["low_rank_config"]
+        np.interp(layer_ranks[name], [1, 64, 256], [5, 100, 400]) if name in layer_ranks else 300
+        for layer_ranks in report["low_rank_config"]
         for name in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     )
     recipe = report["recipe"]

@@ -65,7 +65,7 @@ def test_an_evaluation_falls_back(model, passes, processor, test_clips, monkeypa
     assert fallback == [0, 2]
     assert [texts[0], texts[2]] == [reference[0], reference[2]]
     assert model.get_encoder().uses_constant_padding
-    assert transcribe(model, processor, clips, batch_size=3).fallback == 2
+    assert transcribe(model, processor, clips, batch_size=3).fallbacks == 2
 
 
 def test_a_transcription_falls_back_and_counts(padded: Path, digits: Path, tmp_path, monkeypatch, capsys) -> None:
@@ -93,7 +93,7 @@ def test_a_transcription_falls_back_and_counts(padded: Path, digits: Path, tmp_p
     assert sorted(fallback for _, fallback in again) == [False] * (len(again) - 1) + [True]
     assert [text for text, _ in again] == [text for text, _ in undisturbed]
     assert main([str(digits), "--model", str(padded), "--output", str(tmp_path / "o.jsonl"), "--device", "cpu"]) == 0
-    assert "1 of them again with all positions" in capsys.readouterr().out
+    assert "1 of them with the fallback to all positions" in capsys.readouterr().out
 
 
 def test_generate_falls_back_on_all_positions_first(model, passes, processor, test_clips) -> None:

@@ -73,7 +73,7 @@ def test_the_card_of_a_conversion(original: Path, digits: Path) -> None:
 
 
 def test_the_figures_of_the_card_are_those_of_the_manifests(lite: Path, manifests: list[Path], monkeypatch) -> None:
-    """Of this model as metadata, of all as a table, with the sets kept apart."""
+    """This model's figures are in the metadata, all models' in a table with a row per dataset."""
     monkeypatch.setattr("lite_whisper.cli.publish.publish", lambda folder, *_: Published)
     monkeypatch.setattr("lite_whisper.cli.publish.check_destination", lambda _: None)
     assert main([str(lite), "org/name", "--manifests", *map(str, manifests)]) == 0
@@ -94,8 +94,8 @@ def test_the_figures_of_the_card_are_those_of_the_manifests(lite: Path, manifest
     text = (lite / "README.md").read_text()
     assert "| set | whisper-digits | org/name |" in text
     for e in evaluations[:2]:
-        of_set = [f"{other.result.wer:.2f}" for other in evaluations if other.result.dataset == e.result.dataset]
-        assert f"| {e.result.dataset} | {' | '.join(of_set)} |" in text
+        same_set = [f"{other.result.wer:.2f}" for other in evaluations if other.result.dataset == e.result.dataset]
+        assert f"| {e.result.dataset} | {' | '.join(same_set)} |" in text
     assert (
         len(re.findall(r"^- org/name against whisper-digits on .*: [+-][\d.]+ \([+-].* to [+-].*\)$", text, re.M)) == 2
     )
@@ -217,11 +217,11 @@ def test_each_set_has_one_normalizer(lite: Path, manifests: list[Path], tmp_path
             shutil.copy(file, tmp_path)
     copies = [tmp_path / path.name for path in manifests]
     weights = [with_normalizer(path, "basic") for path in copies]
-    of_set = [path for path in copies if path.stem.endswith(copies[0].stem.partition("_DATASET_")[2])]
-    with_normalizer(of_set[0], "english")
+    same_set = [path for path in copies if path.stem.endswith(copies[0].stem.partition("_DATASET_")[2])]
+    with_normalizer(same_set[0], "english")
     with pytest.raises(ValueError, match="different normalizers"):
         write_evaluation(lite, copies, weights[-1])
-    for path in of_set[1:]:
+    for path in same_set[1:]:
         with_normalizer(path, "english")
     write_evaluation(lite, copies, weights[-1])
     name = copies[0].stem.partition("_DATASET_")[2]
@@ -260,13 +260,13 @@ def test_the_family_is_complete() -> None:
 @pytest.fixture
 def named(manifests: list[Path], tmp_path: Path) -> list[Path]:
     """Manifests of the compressed miniature, as if they were of the seven sets, each with another error rate."""
-    of_lite = next(path for path in manifests if "lite" in path.name)
-    lines = of_lite.read_text().splitlines(keepends=True)
+    own_manifest = next(path for path in manifests if "lite" in path.name)
+    lines = own_manifest.read_text().splitlines(keepends=True)
     found = []
     for number, dataset in enumerate(SHORT_FORM):
         path = tmp_path / f"{number}.jsonl"
         path.write_text("".join(lines[: len(lines) - number]))
-        settings = json.loads(of_lite.with_suffix(".settings.json").read_text())
+        settings = json.loads(own_manifest.with_suffix(".settings.json").read_text())
         path.with_suffix(".settings.json").write_text(json.dumps(settings | {"dataset": dataset}))
         found.append(path)
     return found

@@ -309,9 +309,9 @@ def test_round_trip_by_name_and_pinned(lite: Path, digits: Path, tmp_path: Path)
         texts, modules = loaded(names, hub, tmp_path / "empty", audio)
         repository.branches["main"] = spoiled.sha
         pinned, _ = loaded([[NAME, {"revision": first}]], hub, tmp_path / "empty2", audio)
-        of_code, _ = loaded([[NAME, {"code_revision": first}]], hub, tmp_path / "empty3", audio)
+        pinned_code, _ = loaded([[NAME, {"code_revision": first}]], hub, tmp_path / "empty3", audio)
         with pytest.raises(AssertionError, match="unread code"):
             loaded([[NAME, {}]], hub, tmp_path / "empty4", audio)
-    assert texts[0] and texts[0] == texts[1] == pinned[0] == of_code[0]
+    assert texts[0] and texts[0] == texts[1] == pinned[0] == pinned_code[0]
     assert Path(modules[0]).read_bytes() == (lite / "modeling_lite_whisper.py").read_bytes()
     assert first in modules[0]
