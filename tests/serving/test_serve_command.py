@@ -131,7 +131,7 @@ def test_an_address_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_missing_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["./nowhere", "--port", "0"]) == 1
-    assert capsys.readouterr().err == "error: there is no folder ./nowhere; check the path\n"
+    assert capsys.readouterr().err == "error: the folder ./nowhere does not exist; check the path\n"
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "fastapi", "python_multipart", "prometheus_client"])
