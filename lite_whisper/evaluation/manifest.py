@@ -82,6 +82,8 @@ def read_manifest(path: Path) -> list[Utterance]:
     for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
             values = json.loads(line)
+            if not isinstance(values, dict):
+                raise TypeError("not a JSON object")
             # Older manifests use "retried", or have neither.
             known = {"fallback": values.get("retried", False)} | values
             kind = CallChunk if "parent_id" in values else Utterance

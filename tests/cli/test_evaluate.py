@@ -134,7 +134,7 @@ def test_a_finished_run_is_not_repeated_and_changes_are_refused(
         (
             "words",
             [],
-            "its columns are file_name, words, speaker; name the column that holds them, or another dataset "
+            "its columns are file_name, words, speaker; name the column with the transcripts, or another dataset "
             "(--text-column)",
         ),
         ("words", ["--text-column", "spoken"], "has no transcripts in spoken: its columns are file_name, words"),
@@ -160,7 +160,7 @@ def test_sets_without_any_transcript(tmp_path: Path, capsys) -> None:
 def test_two_models_of_one_name(digits: Path, tmp_path: Path, capsys) -> None:
     other = shutil.copytree(MODEL, tmp_path / "whisper-digits")
     assert main([str(MODEL), str(other), "--dataset", str(digits), "--output", str(tmp_path / "results")]) == 1
-    assert "two of the models are called whisper-digits" in capsys.readouterr().err
+    assert "two models have the name whisper-digits" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 
 
