@@ -146,7 +146,7 @@ WHISPER_TOOL ?= ../shared/tools/whisper_base.py
 SPEECH ?= ../shared/data/prompts/en
 real: .venv/installed
 	test -d $(WHISPER) || $(BIN)/python $(WHISPER_TOOL) $(WHISPER)
-	$(BIN)/python benchmarks/quality.py --model $(WHISPER) --calibration $(SPEECH)/calibration --test $(SPEECH)/test \
+	$(BIN)/python benchmarks/quality.py --base-model $(WHISPER) --calibration $(SPEECH)/calibration --test $(SPEECH)/test \
 		--sizes 0.65 --num-windows 16 --output build/real
 
 cards: .venv/installed

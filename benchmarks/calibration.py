@@ -1,9 +1,9 @@
 """
-Peak memory of calibration and time of all factorisations at the shape of large-v3 (random weights).
+Measures the peak memory of calibration and the time of all factorisations at the shape of large-v3 (random weights).
 
     python benchmarks/calibration.py [--threads 2] [--batch-size 2]
 
-The decoder plays no part and has one layer. Every number of windows runs in a process of its own.
+Calibration uses only the encoder, so the decoder has a single layer. Each number of windows runs in its own process.
 """
 
 import argparse
@@ -22,7 +22,12 @@ from lite_whisper.lowrank.moments import EncoderMoments, collect_moments
 def calibrate(
     windows: int, batch_size: int, threads: int
 ) -> tuple[WhisperForConditionalGeneration, EncoderMoments, float, float]:
-    """Builds the model and calibrates it on random features; returns both, the peak in bytes and the seconds."""
+    """
+    Builds a model and calibrates it on random features.
+
+    Returns:
+        `tuple`: the model, its moments, the peak memory in bytes, and the seconds that calibration took.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     shape = whisper_arguments("large-v3") | {"decoder_layers": 1}
@@ -35,21 +40,21 @@ def calibrate(
 
 
 def measure(windows: int, factorise: bool, arguments: argparse.Namespace) -> None:
-    """Prints the figures for one number of windows."""
+    """Calibrates on a number of windows and prints peak memory and times."""
     model, moments, peak, seconds = calibrate(windows, arguments.batch_size, arguments.threads)
-    print(f"{windows} windows: peak {peak / 1e9:.2f} GB above the model's own, {seconds:.0f} s", flush=True)
+    print(f"{windows} windows: peak {peak / 1e9:.2f} GB in addition to the model, {seconds:.0f} s", flush=True)
     if factorise:
         start = time.perf_counter()
         spectra = encoder_spectra(model, moments)
         spectra_done = time.perf_counter()
-        compress(model, moments, [dict.fromkeys(of_layer, 320) for of_layer in spectra])
+        compress(model, moments, [dict.fromkeys(layer_spectra, 320) for layer_spectra in spectra])
         done = time.perf_counter()
         count = sum(map(len, spectra))
         print(f"{count} spectra: {spectra_done - start:.0f} s, {count} factorisations: {done - spectra_done:.0f} s")
 
 
 def main() -> None:
-    """Measures 2 and 6 windows, the factorisations once."""
+    """Measures calibration on 2 and on 6 windows, and the factorisations once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=2)

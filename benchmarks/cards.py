@@ -1,13 +1,13 @@
 """
-Takes what is known of finished models into their cards in `model_cards/`.
+Copies the measurements of finished models into their cards in `model_cards/`.
 
     python benchmarks/cards.py FOLDER... --manifests MANIFEST... [--note TEXT]
 
-FOLDER is a model as `lite-whisper convert` or `family` has written it, called as its card is. A MANIFEST is one that
-`lite-whisper evaluate` has written, those of the base model first, of every FOLDER at least one. `compression.json`,
-`ranks.png`, `evaluation.json` and the card are written into `model_cards/`, and all figures with what they were
-measured by into `benchmarks/results/cards-BASE.json`. A note stands below the error rates: what the reader has to know
-of the sets.
+Each FOLDER is a model written by `lite-whisper convert` or `convert-presets` and has the same name as its card. Each
+MANIFEST was written by `lite-whisper evaluate`; list the manifests of the base model first, and at least one for every
+FOLDER. `compression.json`, `ranks.png`, `evaluation.json` and the card are written to `model_cards/`, and all figures,
+with the command that measured them, to `benchmarks/results/cards-BASE.json`. The note appears below the error rates and
+tells readers what they should know about the test sets.
 """
 
 import argparse
@@ -34,16 +34,16 @@ UNITS = {
 
 
 def evaluation_commands(settings: list[dict[str, Any]]) -> str:
-    """The commands that measure again what manifests with these settings hold: one for each language."""
+    """Returns the commands that reproduce manifests with these settings, one per language."""
     by_language: dict[str, list[dict[str, Any]]] = {}
-    for each in settings:
-        by_language.setdefault(each["generation"]["language"] or "", []).append(each)
-    return " && ".join(evaluation_command(each) for each in by_language.values())
+    for manifest in settings:
+        by_language.setdefault(manifest["generation"]["language"] or "", []).append(manifest)
+    return " && ".join(evaluation_command(manifests) for manifests in by_language.values())
 
 
 def evaluation_command(settings: list[dict[str, Any]]) -> str:
-    """The command for manifests in one language."""
-    models, sets = (list(dict.fromkeys(each[name] for each in settings)) for name in ("model", "dataset"))
+    """Returns the command that reproduces manifests in a single language."""
+    models, sets = (list(dict.fromkeys(manifest[name] for manifest in settings)) for name in ("model", "dataset"))
     words = ["lite-whisper", "evaluate", *models, "--dataset", *sets]
     for name in ("device", "dtype", "batch_size", "normalizer"):
         words += [f"--{name.replace('_', '-')}", str(settings[0][name])]
@@ -53,11 +53,11 @@ def evaluation_command(settings: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Writes cards and results."""
+    """Writes the cards and the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="MANIFEST")
-    parser.add_argument("--note", default="", metavar="TEXT")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folders of the models")
+    parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="MANIFEST", help="their manifests")
+    parser.add_argument("--note", default="", metavar="TEXT", help="text below the error rates")
     arguments = parser.parse_args()
     for folder in arguments.folders:
         card = CARDS / folder.name
@@ -67,7 +67,7 @@ def main() -> None:
             card, arguments.manifests, fingerprint(load_compressed_model(str(folder))[0]), note=arguments.note
         )
         write_card(card, card.name)
-    _, evaluation = card_data(card)  # each holds the figures of all
+    _, evaluation = card_data(card)  # every card holds the figures of all models
     assert evaluation is not None
     settings = list(map(read_settings, arguments.manifests))
     figures = {

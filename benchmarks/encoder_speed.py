@@ -1,5 +1,5 @@
 """
-Time of the encoder, and of a whole transcription: Whisper, its low-rank form and other programs (random weights).
+Compares the speed of the encoder, and of whole transcriptions: Whisper, its low-rank form and other programs.
 
     python benchmarks/encoder_speed.py [--shapes turbo] [--sizes acc plain fast] [--contenders published ours ...]
         [--end-to-end turbo] [--batch-sizes 1] [--repetitions 5] [--warm-up 1] [--threads 2]
@@ -7,12 +7,12 @@ Time of the encoder, and of a whole transcription: Whisper, its low-rank form an
 
 On a GPU: --device cuda --batch-sizes 1 8 32, with --dtype float16 and with --dtype bfloat16.
 
-Ranks reproduce the sizes of the published checkpoints, see `published_ranks`. Every repetition runs every contender of
-a shape, size and batch size once, in an order that rotates; median and quartiles are over repetitions. Contenders that
-are not installed are left out with a message. "limit" is the time that the encoder's multiply-adds take at the rate of
-a large square matrix product of the same dtype, by the fastest library that torch has for it; the products take their
-turns among the contenders. "end to end" is the greedy transcription of every window into 60 tokens by transformers.
-Writes encoder_speed.json and encoder_speed.png.
+All weights are random; the ranks reproduce the sizes of the published checkpoints (see `published_ranks`). Each
+repetition runs every contender of a shape, size and batch size once, in rotating order; medians and quartiles are over
+repetitions. Contenders that are not installed are skipped with a message. "limit" is the time that the encoder's
+multiply-adds would take at the rate of a large square matrix product of the same dtype, in the fastest library that
+torch has for it; these products run in turn with the contenders. "end to end" is the greedy transcription of each
+window into 60 tokens by transformers. Writes encoder_speed.json and encoder_speed.png.
 """
 
 import argparse
@@ -58,7 +58,7 @@ SHAPES = {  # num_mel_bins, d_model, encoder_layers, decoder_layers
     "turbo": (128, 1280, 32, 4),
 }
 SIZES = ("acc", "plain", "fast")
-MULTIPLE = 16
+RANK_MULTIPLE = 16
 FRAMES = 3000
 NEW_TOKENS = 60
 END_OF_TEXT = 50257
@@ -68,24 +68,24 @@ UNITS = {
 }
 
 Shares = list[dict[str, float]]
-"""One dict per encoder layer, from projection to rank / d_model."""
+"""One dict per encoder layer that maps projections to rank / d_model."""
 
 Run = Callable[[], Any]
 """One pass over a given batch."""
 
 Prepare = Callable[[torch.Tensor], Run]
-"""Puts features of shape `(batch, num_mel_bins, 3000)` where a contender wants them."""
+"""Converts features of shape `(batch, num_mel_bins, 3000)` to a contender's input and returns the pass over them."""
 
 Builder = Callable[[WhisperEncoder, Path], nn.Module | Prepare]
-"""Makes a contender from an encoder and a folder for its files; one that is a module runs end to end as well."""
+"""Builds a contender from an encoder and a folder for its files. Contenders that are modules also run end to end."""
 
 
 class UnavailableError(Exception):
-    """A contender cannot run on this machine."""
+    """Raised if a contender cannot run on this machine."""
 
 
 def whisper_arguments(shape: str) -> dict[str, Any]:
-    """The arguments of the `WhisperConfig` of a published shape."""
+    """Returns the arguments of the `WhisperConfig` of a published shape."""
     num_mel_bins, d_model, encoder_layers, decoder_layers = SHAPES[shape]
     return {
         "num_mel_bins": num_mel_bins,
@@ -102,40 +102,42 @@ def whisper_arguments(shape: str) -> dict[str, Any]:
 
 
 def projection_weights(config: WhisperConfig, ranks: Ranks) -> int:
-    """The entries of the matrices of all encoder projections, each of which is one multiply-add per position."""
+    """Counts the weights of all encoder projections; each is one multiply-add per position."""
     total = 0
-    for of_layer in ranks:
+    for layer_ranks in ranks:
         for projection in PROJECTIONS:
             in_features, out_features = projection_shape(config, projection)
-            rank = of_layer.get(projection)
+            rank = layer_ranks.get(projection)
             total += in_features * out_features if rank is None else rank * (in_features + out_features)
     return total
 
 
 def encoder_parameters(config: WhisperConfig, ranks: Ranks) -> int:
-    """The parameters of an encoder as the published sizes count them: without the fixed position embeddings."""
+    """Counts the parameters of an encoder without the fixed position embeddings, as the published sizes do."""
     width = config.d_model
     convolutions = 3 * width * (config.num_mel_bins + width) + 2 * width
-    vectors = len(ranks) * (8 * width + config.encoder_ffn_dim) + 2 * width  # biases but that of k_proj, layer norms
-    key_biases = width * sum("k_proj" in of_layer for of_layer in ranks)  # which a pair has and a dense k_proj has not
+    vectors = (
+        len(ranks) * (8 * width + config.encoder_ffn_dim) + 2 * width
+    )  # layer norms, and all biases except that of k_proj
+    key_biases = width * sum("k_proj" in layer for layer in ranks)  # only a low-rank k_proj has a bias
     return convolutions + vectors + key_biases + projection_weights(config, ranks)
 
 
 def encoder_multiply_adds(config: WhisperConfig, ranks: Ranks) -> int:
-    """The multiply-adds for one window: convolutions, projections, attention scores and mixing of values."""
+    """Counts the multiply-adds for one window: convolutions, projections, attention scores and weighted values."""
     width, positions = config.d_model, config.max_source_positions
     convolutions = 3 * width * (FRAMES * config.num_mel_bins + positions * width)
     attention = 2 * positions**2 * width * len(ranks)
     return convolutions + attention + positions * projection_weights(config, ranks)
 
 
-def rounded(config: WhisperConfig, shares: Shares) -> Ranks:
-    """Ranks that are multiples of 16; a projection of which a pair would be no smaller stays dense."""
+def to_ranks(config: WhisperConfig, shares: Shares) -> Ranks:
+    """Converts shares to ranks that are multiples of 16; a projection stays dense if a pair would be no smaller."""
     ranks: Ranks = [{} for _ in shares]
-    for layer, of_layer in enumerate(shares):
-        for projection, share in of_layer.items():
+    for layer, layer_shares in enumerate(shares):
+        for projection, share in layer_shares.items():
             in_features, out_features = projection_shape(config, projection)
-            rank = MULTIPLE * max(1, round(share * config.d_model / MULTIPLE))
+            rank = RANK_MULTIPLE * max(1, round(share * config.d_model / RANK_MULTIPLE))
             if rank * (in_features + out_features) < in_features * out_features:
                 ranks[layer][projection] = rank
     return ranks
@@ -143,37 +145,42 @@ def rounded(config: WhisperConfig, shares: Shares) -> Ranks:
 
 def fit(shares: Callable[[float], Shares], config: WhisperConfig, parameters: float) -> Shares:
     """
-    The member of a family of shares, growing with a number, whose ranks give an encoder of so many parameters.
+    Finds the shares whose ranks give an encoder with the requested number of parameters, by bisection.
+
+    Args:
+        shares (`Callable[[float], Shares]`): shares as a function of a number; they grow with it.
+        config (`WhisperConfig`): shape of the encoder.
+        parameters (`float`): number of parameters to reach.
 
     Raises:
-        ValueError: none comes within 0.5 %.
+        ValueError: the closest number of parameters is off by more than 0.5 %.
     """
     low, high = 0.0, 64.0
     for _ in range(50):
         middle = (low + high) / 2
-        too_small = encoder_parameters(config, rounded(config, shares(middle))) < parameters
+        too_small = encoder_parameters(config, to_ranks(config, shares(middle))) < parameters
         low, high = (middle, high) if too_small else (low, middle)
-    reached = encoder_parameters(config, rounded(config, shares(high)))
+    reached = encoder_parameters(config, to_ranks(config, shares(high)))
     if abs(reached / parameters - 1) > 0.005:
-        raise ValueError(f"no ranks give {parameters / 1e6:.2f} M parameters; the nearest give {reached / 1e6:.2f} M")
+        raise ValueError(f"no ranks give {parameters / 1e6:.2f} M parameters; the closest give {reached / 1e6:.2f} M")
     return shares(high)
 
 
 def published_ranks(shape: str, size: str) -> Ranks:
     """
-    Ranks that give an encoder the size of a published checkpoint, in place of its own, which are not all known.
+    Returns ranks that give an encoder the size of a published checkpoint; its real ranks are not all known.
 
-    Known are the first layers of two checkpoints. From there the rank of each projection grows linearly from its mean
-    over the last three known layers, by the same share of that mean for all, until the total is the published one. The
-    other checkpoints take these ranks (turbo those of turbo, the rest those of large-v3) as shares of d_model at the
-    same relative depth, times the one factor that gives their total.
+    The ranks of the first layers of two checkpoints are known. In later layers, the rank of each projection grows
+    linearly from its mean over the last three known layers, at the same relative rate for all projections, chosen so
+    that the total matches the published size. The other checkpoints take these ranks (turbo from turbo, the others from
+    large-v3) as shares of d_model at the same relative depth, times a factor that gives the published size.
 
     Args:
         shape (`str`): one of `SHAPES`.
         size (`str`): one of `SIZES`.
 
     Raises:
-        ValueError: the total misses the published one by more than 0.5 %.
+        ValueError: the size is off by more than 0.5 %.
     """
     facts = json.loads((ROOT / "tests/data/published_checkpoints.json").read_text())
     known_ranks = {key.split()[0]: ranks for key, ranks in facts["known_ranks"].items()}
@@ -181,7 +188,7 @@ def published_ranks(shape: str, size: str) -> Ranks:
     checkpoint = "lite-whisper-" + shape.replace("turbo", "large-v3-turbo") + ("" if size == "plain" else f"-{size}")
     config, large = (WhisperConfig(**whisper_arguments(each)) for each in (shape, "large-v3"))
     known = [{name: rank / large.d_model for name, rank in ranks.items()} for ranks in known_ranks[reference]]
-    level = {projection: sum(of_layer[projection] for of_layer in known[-3:]) / 3 for projection in PROJECTIONS}
+    level = {projection: sum(layer[projection] for layer in known[-3:]) / 3 for projection in PROJECTIONS}
 
     def continued(growth: float) -> Shares:
         steps = range(1, large.encoder_layers - len(known) + 1)
@@ -189,21 +196,21 @@ def published_ranks(shape: str, size: str) -> Ranks:
 
     shares = fit(continued, large, 1e6 * facts["checkpoints"][reference]["encoder"])
     if checkpoint == reference:
-        return rounded(large, shares)
+        return to_ranks(large, shares)
     spacing = (len(shares) - 1) / (config.encoder_layers - 1)
     template = [shares[round(layer * spacing)] for layer in range(config.encoder_layers)]
 
     def scaled(factor: float) -> Shares:
-        return [{name: factor * share for name, share in of_layer.items()} for of_layer in template]
+        return [{name: factor * share for name, share in layer.items()} for layer in template]
 
-    return rounded(config, fit(scaled, config, 1e6 * facts["checkpoints"][checkpoint]["encoder"]))
+    return to_ranks(config, fit(scaled, config, 1e6 * facts["checkpoints"][checkpoint]["encoder"]))
 
 
 class PublishedPair(nn.Module):
     """
-    The published form of the low-rank layer, y = (x weight1) weight2 + bias, as three operations.
+    The published form of the low-rank layer: y = (x weight1) weight2 + bias in three operations.
 
-    It holds the tensors of the `LowRankLinear` that it is made from.
+    It shares the tensors of the `LowRankLinear` it is built from.
     """
 
     def __init__(self, pair: LowRankLinear) -> None:
@@ -211,18 +218,18 @@ class PublishedPair(nn.Module):
         self.weight1, self.weight2, self.bias = pair.weight1, pair.weight2, pair.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Takes x of shape `(..., in_features)`, gives y of shape `(..., out_features)`."""
+        """Maps x of shape `(..., in_features)` to y of shape `(..., out_features)`."""
         return (x @ self.weight1) @ self.weight2 + self.bias
 
 
-def twin_of(encoder: WhisperEncoder) -> Any:
-    """A copy of an encoder that shares all tensors."""
+def copy_sharing_weights(encoder: WhisperEncoder) -> Any:
+    """Copies an encoder; the copy shares all parameters."""
     return copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
 
 
 def published_form(encoder: WhisperEncoder) -> nn.Module:
-    """The encoder with a `PublishedPair` in place of every `LowRankLinear`; it shares all tensors."""
-    published = twin_of(encoder)
+    """Copies an encoder and replaces each `LowRankLinear` by a `PublishedPair`; the copy shares all parameters."""
+    published = copy_sharing_weights(encoder)
     for parent in list(published.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LowRankLinear):
@@ -231,16 +238,16 @@ def published_form(encoder: WhisperEncoder) -> nn.Module:
 
 
 def compiled(encoder: nn.Module) -> nn.Module:
-    """The encoder, compiled by torch for each batch size."""
+    """Compiles an encoder with torch.compile, once per batch size."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise UnavailableError(f"torch.compile needs a C++ compiler, and {compiler} is not installed")
-    torch._dynamo.config.recompile_limit = 64  # counts the graphs of all encoders and batch sizes together
+        raise UnavailableError(f"torch.compile needs a C++ compiler, but {compiler} is not installed")
+    torch._dynamo.config.recompile_limit = 64  # the limit on graphs of all encoders and batch sizes together
     return torch.compile(encoder, dynamic=False, fullgraph=True)  # type: ignore[return-value]
 
 
 def openai_whisper(encoder: WhisperEncoder, folder: Path) -> Prepare:
-    """An encoder of openai-whisper of the same shape."""
+    """Builds an encoder of openai-whisper with the same shape."""
     from whisper.model import AudioEncoder
 
     config = encoder.config
@@ -250,13 +257,13 @@ def openai_whisper(encoder: WhisperEncoder, folder: Path) -> Prepare:
 
 
 def faster_whisper(encoder: WhisperEncoder, folder: Path, int8: bool = False) -> Prepare:
-    """The encoder in ctranslate2, which is what faster-whisper calls; features come from the CPU in fp32."""
+    """Converts the encoder to CTranslate2, the engine of faster-whisper; features come from the CPU in float32."""
     import ctranslate2
 
     device, dtype = encoder.device, str(encoder.dtype).removeprefix("torch.")
     compute_type = f"int8_{dtype}" if int8 else dtype
     if compute_type not in ctranslate2.get_supported_compute_types(device.type, device.index or 0):
-        raise UnavailableError(f"ctranslate2 has no {compute_type} on this {device.type}")
+        raise UnavailableError(f"ctranslate2 does not support {compute_type} on {device.type}")
     converted = folder / "ctranslate2"
     if not converted.exists():
         with_decoder(encoder, decoder_layers=1).save_pretrained(folder / "transformers")
@@ -277,17 +284,17 @@ def faster_whisper(encoder: WhisperEncoder, folder: Path, int8: bool = False) ->
 
 
 def onnx_runtime(encoder: WhisperEncoder, folder: Path) -> Prepare:
-    """The encoder, exported by torch, in ONNX Runtime."""
-    import onnx  # noqa: F401  (the export needs both)
+    """Exports the encoder to ONNX for ONNX Runtime."""
+    import onnx  # noqa: F401  (the export imports it, and onnxscript)
     import onnxruntime
     import onnxscript  # noqa: F401
 
     device = encoder.device
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.type]
     if provider not in onnxruntime.get_available_providers():
-        raise UnavailableError(f"this onnxruntime has no {provider}")
+        raise UnavailableError(f"onnxruntime was built without {provider}")
     if encoder.dtype == torch.bfloat16:
-        raise UnavailableError("numpy, through which ONNX Runtime takes features, has no bfloat16")
+        raise UnavailableError("ONNX Runtime takes features as NumPy arrays, which do not support bfloat16")
     path = Path(tempfile.mkdtemp(dir=folder)) / "encoder.onnx"
     example = torch.zeros(2, encoder.config.num_mel_bins, FRAMES, device=device, dtype=encoder.dtype)
     torch.onnx.export(encoder, (example,), path, dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
@@ -316,7 +323,7 @@ DENSE: dict[str, Builder] = {
 
 
 def int8(encoder: WhisperEncoder) -> nn.Module:
-    """The encoder with the factors of its pairs, and its dense projections, in int8, activations dynamically."""
+    """Quantises an encoder's factors and dense projections to int8, with dynamically quantised activations."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     quantized = copy.deepcopy(encoder)
@@ -330,8 +337,10 @@ LOW_RANK: dict[str, Builder] = {
     "published-compiled": lambda encoder, folder: compiled(published_form(encoder)),
     "ours": lambda encoder, folder: encoder,
     "ours-compiled": lambda encoder, folder: compiled(encoder),
-    "ours-optimized": lambda encoder, folder: twin_of(encoder),  # for each batch size anew, see `benchmark`
-    "ours-optimized-int8": lambda encoder, folder: twin_of(encoder),
+    "ours-optimized": lambda encoder, folder: copy_sharing_weights(
+        encoder
+    ),  # `benchmark` optimises it for each batch size
+    "ours-optimized-int8": lambda encoder, folder: copy_sharing_weights(encoder),
     "ours-int8": lambda encoder, folder: int8(encoder),
     "ours-int8-compiled": lambda encoder, folder: compiled(int8(encoder)),
     "ours-onnxruntime": onnx_runtime,
@@ -341,22 +350,22 @@ LOW_RANK: dict[str, Builder] = {
 def build(
     builders: dict[str, Builder], chosen: Collection[str], encoder: WhisperEncoder, folder: Path
 ) -> dict[str, nn.Module | Prepare]:
-    """The chosen contenders and stock; those that are not installed are named on stderr instead."""
+    """Builds stock and the chosen contenders; skips those that are not installed with a message on stderr."""
     contenders = {}
     for name in [name for name in builders if name in ("stock", *chosen)]:
         try:
             contenders[name] = builders[name](encoder, folder)
         except (ImportError, UnavailableError) as reason:
-            print(f"{name} is left out: {reason}", file=sys.stderr)
+            print(f"skipping {name}: {reason}", file=sys.stderr)
     return contenders
 
 
 def low_rank_encoder(shape: str, ranks: Ranks, device: str, dtype: torch.dtype) -> LiteWhisperEncoder:
     """
-    LiteWhisper's encoder with random weights, compared with the published form while it is in fp32.
+    Returns LiteWhisper's encoder with random weights, after comparing it with the published form in float32.
 
     Raises:
-        RuntimeError: the outputs differ by more than rounding.
+        RuntimeError: the outputs differ by more than rounding errors.
     """
     config = LiteWhisperConfig(low_rank_config=ranks, **whisper_arguments(shape))
     with torch.device(device):
@@ -369,14 +378,14 @@ def low_rank_encoder(shape: str, ranks: Ranks, device: str, dtype: torch.dtype) 
     difference = ((ours - published).abs().max() / published.abs().max()).item()
     if not difference < 1e-4:
         raise RuntimeError(
-            f"at the shape of {shape} our encoder and the published form differ by {difference:.1e} of the largest "
-            "output; rounding explains less than 1e-4, so one of them computes something else"
+            f"at shape {shape}, the encoder differs from the published form by {difference:.1e} of the largest output; "
+            "expected less than 1e-4"
         )
     return encoder.to(dtype)
 
 
 def with_decoder(encoder: WhisperEncoder, decoder_layers: int) -> WhisperForConditionalGeneration:
-    """A Whisper that holds the encoder itself and a decoder with random weights."""
+    """Combines an encoder, without copying it, with a decoder with random weights."""
     config = copy.deepcopy(encoder.config)
     config.encoder_layers, config.decoder_layers = 0, decoder_layers
     with torch.device(encoder.device):
@@ -386,7 +395,7 @@ def with_decoder(encoder: WhisperEncoder, decoder_layers: int) -> WhisperForCond
 
 
 def transcriber(encoder: WhisperEncoder, decoder_layers: int) -> WhisperForConditionalGeneration:
-    """A Whisper with this encoder and a random decoder that writes 60 tokens for every window, greedily."""
+    """Returns a Whisper with this encoder and a random decoder that writes 60 tokens per window, greedily."""
     model = with_decoder(encoder, decoder_layers)
     model.generation_config = GenerationConfig(
         decoder_start_token_id=50258,
@@ -399,7 +408,7 @@ def transcriber(encoder: WhisperEncoder, decoder_layers: int) -> WhisperForCondi
 
 
 def transcribe(model: WhisperForConditionalGeneration, encoder: nn.Module, features: torch.Tensor) -> None:
-    """Transcribes features with another encoder in the place of the model's own."""
+    """Transcribes features after replacing the model's encoder."""
     model.model.encoder = encoder
     tokens = model.generate(features)
     if tokens.shape[1] != NEW_TOKENS:
@@ -407,7 +416,7 @@ def transcribe(model: WhisperForConditionalGeneration, encoder: nn.Module, featu
 
 
 def square_products(side: int, device: torch.device, dtype: torch.dtype) -> dict[str, Run]:
-    """The product of two square matrices by each library that torch has for it, which may differ by a factor of two."""
+    """Returns the product of two square matrices in each library of torch; their rates can differ twofold."""
     square = torch.randn(side, side, device=device, dtype=dtype)
     products: dict[str, Run] = {"torch.mm": partial(torch.mm, square, square)}
     if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
@@ -417,14 +426,14 @@ def square_products(side: int, device: torch.device, dtype: torch.dtype) -> dict
 
 
 def measure(runs: dict[str, Run], arguments: argparse.Namespace, description: str) -> dict[str, list[float]]:
-    """Seconds of every run in every repetition, after the warm-up."""
+    """Runs everything in rotating order; returns the seconds of each run in each repetition after the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for repetition in tqdm(range(-arguments.warm_up, arguments.repetitions), desc=description):
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
             if arguments.device == "cpu":
-                time.sleep(0.25)  # threads of another runtime spin for up to 0.2 s after its work
+                time.sleep(0.25)  # threads of another runtime spin for up to 0.2 s after a run
             start = now(arguments.device)
             runs[name]()
             stop = now(arguments.device)
@@ -434,7 +443,7 @@ def measure(runs: dict[str, Run], arguments: argparse.Namespace, description: st
 
 
 def now(device: str) -> float:
-    """Seconds, once all work on the device is done."""
+    """Returns the time in seconds after all work on the device has finished."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -442,12 +451,12 @@ def now(device: str) -> float:
 
 def report(seconds: dict[str, list[float]], parameters: dict[str, int], common: dict[str, Any]) -> list[dict[str, Any]]:
     """
-    Prints the table of what was measured together and returns its rows.
+    Prints a table of the contenders that were measured together and returns its rows.
 
     Args:
-        seconds (`dict[str, list[float]]`): of each contender in each repetition, "stock" among them.
-        parameters (`dict[str, int]`): of the encoder of each contender.
-        common (`dict[str, Any]`): the columns that all rows share.
+        seconds (`dict[str, list[float]]`): seconds of each contender, including "stock", in each repetition.
+        parameters (`dict[str, int]`): encoder parameters of each contender.
+        common (`dict[str, Any]`): columns with the same value in all rows.
     """
     print("\n" + ", ".join(f"{name} {value}" for name, value in common.items()))
     print(f"{'contender':22}{'parameters':>12}{'median':>12}{'quartiles':>22}{'of stock':>10}")
@@ -467,7 +476,7 @@ def report(seconds: dict[str, list[float]], parameters: dict[str, int], common: 
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws times relative to stock, with quartiles, grouped by size; one panel per shape, measure and batch size."""
+    """Plots times relative to stock, with quartiles, by size; one panel per shape, measure and batch size."""
     panels = list(dict.fromkeys((row["shape"], row["measure"], row["batch"]) for row in rows))
     names = list(dict.fromkeys(row["contender"] for row in rows))
     sizes = list(dict.fromkeys(row["size"] for row in rows))
@@ -501,15 +510,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def benchmark(
     shape: str, size: str, dense: dict[str, nn.Module | Prepare], folder: Path, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Measures the dense contenders of a shape together with the low-rank ones of a size; returns the rows."""
+    """Measures the dense and low-rank contenders of a shape and size; returns the rows of the table."""
     device, dtype = arguments.device, getattr(torch, arguments.dtype)
     ranks = published_ranks(shape, size)
     encoder = low_rank_encoder(shape, ranks, device, dtype)
     contenders = {**dense, **build(LOW_RANK, arguments.contenders, encoder, folder)}
     modules = {name: contender for name, contender in contenders.items() if isinstance(contender, nn.Module)}
-    ranks_of: dict[str, Ranks] = {"limit-dense": [{} for _ in ranks], "limit": ranks}
-    ranks_of |= {name: ranks_of["limit" if name in LOW_RANK else "limit-dense"] for name in contenders}
-    parameters = {name: encoder_parameters(encoder.config, each) for name, each in ranks_of.items()}
+    ranks_by_name: dict[str, Ranks] = {"limit-dense": [{} for _ in ranks], "limit": ranks}
+    ranks_by_name |= {name: ranks_by_name["limit" if name in LOW_RANK else "limit-dense"] for name in contenders}
+    parameters = {name: encoder_parameters(encoder.config, its_ranks) for name, its_ranks in ranks_by_name.items()}
     side = 8192 if encoder.device.type == "cuda" else 2048
     products = square_products(side, encoder.device, dtype)
     common = {"device": device, "dtype": arguments.dtype, "threads": arguments.threads}
@@ -523,15 +532,15 @@ def benchmark(
         features = torch.randn(batch, encoder.num_mel_bins, FRAMES, device=device, dtype=dtype)
         runs = {name: partial(c, features) if name in modules else c(features) for name, c in contenders.items()}
         seconds = measure({**runs, **products}, arguments, f"{shape} {size}, batch size {batch}")
-        of_products = {library: seconds.pop(library) for library in products}
-        for library, times in of_products.items():
+        product_seconds = {library: seconds.pop(library) for library in products}
+        for library, times in product_seconds.items():
             print(
                 f"\nsquare matrix product, {library}: {side**3 / np.median(times) / 1e9:.1f} G multiply-adds/s", end=""
             )
-        fastest = min(of_products.values(), key=np.median)
+        fastest = min(product_seconds.values(), key=np.median)
         for name in ("limit-dense", "limit"):
-            multiply_adds = batch * encoder_multiply_adds(encoder.config, ranks_of[name])
-            seconds[name] = [multiply_adds / side**3 * of_product for of_product in fastest]
+            multiply_adds = batch * encoder_multiply_adds(encoder.config, ranks_by_name[name])
+            seconds[name] = [multiply_adds / side**3 * duration for duration in fastest]
         rows += report(seconds, parameters, {**common, "batch": batch, "measure": "encoder"})
         if shape in arguments.end_to_end:
             model = transcriber(encoder, SHAPES[shape][3])
@@ -542,7 +551,7 @@ def benchmark(
 
 
 def benchmark_shape(shape: str, arguments: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
-    """Measures one size after the other; gives the rows of each."""
+    """Measures the sizes of a shape one by one; yields the rows of each."""
     with torch.device(arguments.device):
         encoder = WhisperEncoder(WhisperConfig(**whisper_arguments(shape)))
     encoder.eval().to(getattr(torch, arguments.dtype))
@@ -550,21 +559,25 @@ def benchmark_shape(shape: str, arguments: argparse.Namespace) -> Iterator[list[
         dense = build(DENSE, arguments.contenders, encoder, Path(folder))
         for size in arguments.sizes:
             yield benchmark(shape, size, dense, Path(folder), arguments)
-            gc.collect()  # encoders are parts of cycles, and the next ones need their memory
+            gc.collect()  # encoders are in reference cycles, and the next ones need the memory
     torch.compiler.reset()
 
 
 def main() -> None:
-    """Measures shape by shape, writing table and plot anew after each size."""
+    """Measures all shapes and sizes; rewrites the table and the plot after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [name for name in (*DENSE, *LOW_RANK) if name != "stock"]
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["turbo"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--contenders", nargs="*", choices=names, default=names, help="besides stock; all by default")
+    parser.add_argument(
+        "--contenders", nargs="*", choices=names, default=names, help="in addition to stock (default: all)"
+    )
     parser.add_argument("--end-to-end", nargs="*", choices=SHAPES, default=["turbo"], metavar="SHAPE")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=1, help="repetitions that do not count; the first compiles")
+    parser.add_argument(
+        "--warm-up", type=int, default=1, help="repetitions that are not counted; the first one compiles"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -572,15 +585,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()  # it warns at every call that max_new_tokens overrides a default
+    transformers.logging.set_verbosity_error()  # otherwise every call warns that max_new_tokens overrides a default
     device = torch.device(arguments.device)
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{arguments.threads} CPU threads"
     print(f"{processor}, {arguments.dtype}, torch {torch.__version__}, transformers {transformers.__version__}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for shape in arguments.shapes:
-        for of_size in benchmark_shape(shape, arguments):
-            rows += of_size
+        for size_rows in benchmark_shape(shape, arguments):
+            rows += size_rows
             write_results(rows, arguments.output / "encoder_speed.json", UNITS)
             plot(rows, arguments.output / "encoder_speed.png")
 

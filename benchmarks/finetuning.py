@@ -1,13 +1,13 @@
 """
-Fine-tuning compressed models against fine-tuning the uncompressed one: the same program, steps and seeds.
+Compares fine-tuning of compressed models with fine-tuning of the uncompressed model: same program, steps and seeds.
 
     python benchmarks/finetuning.py [--digits FOLDER] [--ratios 0.14 0.2] [--seeds 3] [--json FILE] [OPTIONS]
 
-FOLDER holds calibration/, newvoice_train/ and newvoice_test/; the miniature has never heard the voices of the last two.
-It is compressed to shares of its encoder, and examples/finetune.py trains every model once for each seed, with OPTIONS
-(of `Seq2SeqTrainingArguments`, in place of the ones below). "fall" is the word error rate before minus that after, in
-points, all seeds together; "more" is by how much it exceeds the fall of the uncompressed model, with the 95 % interval
-of a paired bootstrap over strings.
+FOLDER holds calibration/, newvoice_train/ and newvoice_test/; the voices of the last two are new to the miniature. The
+miniature is compressed to each ratio, and examples/finetune.py trains every model once per seed. OPTIONS of
+`Seq2SeqTrainingArguments` override the ones below. "fall" is the decrease in word error rate through fine-tuning in
+points, over all seeds; "more" is the difference to the decrease of the uncompressed model, with the 95 % interval of a
+paired bootstrap over strings.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from digits_quality import MULTIPLE, Test
+from digits_quality import RANK_MULTIPLE, Test
 from record import write_results
 
 from lite_whisper.audio import AudioDataset
@@ -40,15 +40,15 @@ UNITS = {
 }
 
 
-def compressed(digits: Path, ratio: float, folder: Path) -> Path:
-    """The miniature at a share of its encoder's parameters."""
+def compress_miniature(digits: Path, ratio: float, folder: Path) -> Path:
+    """Compresses the miniature to a ratio of its encoder's parameters and returns the folder."""
     dataset = [str(digits / "calibration")]
-    settings = ConversionSettings(str(MINIATURE), folder, dataset, ratio=ratio, rank_multiple=MULTIPLE)
+    settings = ConversionSettings(str(MINIATURE), folder, dataset, ratio=ratio, rank_multiple=RANK_MULTIPLE)
     return convert(settings).folder
 
 
-def fine_tuned(model: Path, digits: Path, folder: Path, options: list[str]) -> Path:
-    """What `examples/finetune.py` makes of a model."""
+def fine_tune(model: Path, digits: Path, folder: Path, options: list[str]) -> Path:
+    """Fine-tunes a model with `examples/finetune.py` and returns the folder."""
     command = [sys.executable, ROOT / "examples/finetune.py", model, "--output_dir", folder, "--language", "en"]
     command += ["--train", digits / "newvoice_train", "--test", digits / "newvoice_test", "--save_strategy", "no"]
     subprocess.run([str(word) for word in [*command, *options]], check=True)
@@ -56,12 +56,12 @@ def fine_tuned(model: Path, digits: Path, folder: Path, options: list[str]) -> P
 
 
 def main() -> None:
-    """Prints the table and writes it as JSON."""
+    """Prints the results and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.14, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     arguments, options = parser.parse_known_args()
 
     clips = list(AudioDataset([str(arguments.digits / "newvoice_test")], need_text=True))
@@ -76,11 +76,11 @@ def main() -> None:
     base_fall = np.zeros_like(words)
     with tempfile.TemporaryDirectory() as work:
         for ratio in (1.0, *arguments.ratios):
-            start = MINIATURE if ratio == 1 else compressed(arguments.digits, ratio, Path(work) / f"{ratio}")
+            start = MINIATURE if ratio == 1 else compress_miniature(arguments.digits, ratio, Path(work) / f"{ratio}")
             before, after = errors(start) * arguments.seeds, np.zeros_like(words)
             for seed in range(arguments.seeds):
                 folder = Path(work) / f"{ratio}-{seed}"
-                after += errors(fine_tuned(start, arguments.digits, folder, [*OPTIONS, "--seed", str(seed), *options]))
+                after += errors(fine_tune(start, arguments.digits, folder, [*OPTIONS, "--seed", str(seed), *options]))
             if ratio == 1:
                 base_fall = before - after
             more, low, high = paired_bootstrap(before - after, base_fall, words)

@@ -1,13 +1,14 @@
 """
-Time of one encoder layer at the shape of large-v3 (random weights): its forms, attention, and the multiples of ranks.
+Measures one encoder layer at the shape of large-v3 (random weights): its forms, attention, and pairs by rank.
 
     python benchmarks/layer_speed.py [--batch-size 1] [--repetitions 5] [--threads 2] [--device cpu] [--dtype float32]
         [--json FILE]
 
-First a layer whose projections all keep the same share of their parameters, in stock Whisper, in the published form of
-the low-rank layer, as LiteWhisper has it and in its inference mode. Then attention with the projections around it, on
-heads as in Whisper and in the reduced dimension, at equal ranks of q, k, v and out_proj; "chosen" is what the inference
-mode takes. Then the rate of pairs by rank, which shows what multiples of it are worth. Medians of interleaved runs.
+The first table compares a layer of stock Whisper with low-rank layers whose projections all keep the same share of
+their parameters: in the published form, in LiteWhisper as loaded, and with optimised inference. The second compares
+attention, including its projections, on heads as in Whisper with attention in the reduced dimension; "chosen" is the
+form that optimised inference uses. The third shows the rate of pairs by rank, and so whether rounding ranks to
+multiples pays. All times are medians of interleaved runs.
 """
 
 import argparse
@@ -39,8 +40,8 @@ SHAPE = {**whisper_arguments("large-v3"), "encoder_layers": 1}
 Row = dict[str, Any]
 
 POSITIONS = 1500
-MULTIPLE = 16
-PASSES = 10
+RANK_MULTIPLE = 16
+PASSES_PER_TURN = 10
 SHARES = (0.2, 0.37, 0.5, 0.75)
 ATTENTION_RANKS = ((16, 16), (32, 32), (48, 48), (64, 64), (32, 64), (32, 160), (64, 160))
 UNITS = {
@@ -51,25 +52,25 @@ RANKS = (187, 188, 184, 176, 160, 192, 48, 52, 56, 64)
 
 
 def milliseconds(runs: dict[str, Run], arguments: argparse.Namespace, description: str) -> dict[str, float]:
-    """Of each run, the median over turns of the mean over a turn's passes, of which the first after a pause is slow."""
+    """Returns the median milliseconds per pass of each run; a turn has several passes, as the first one is slow."""
 
     def turn(run: Run) -> None:
-        for _ in range(PASSES):
+        for _ in range(PASSES_PER_TURN):
             run()
 
     seconds = measure({name: partial(turn, run) for name, run in runs.items()}, arguments, description)
-    return {name: 1e3 * float(np.median(times)) / PASSES for name, times in seconds.items()}
+    return {name: 1e3 * float(np.median(times)) / PASSES_PER_TURN for name, times in seconds.items()}
 
 
-def encoder_of(ranks: dict[str, int], arguments: argparse.Namespace) -> LiteWhisperEncoder:
-    """An encoder of one layer."""
+def one_layer_encoder(ranks: dict[str, int], arguments: argparse.Namespace) -> LiteWhisperEncoder:
+    """Returns an encoder with one layer of these ranks."""
     with torch.device(arguments.device):
         encoder = LiteWhisperEncoder(LiteWhisperConfig(low_rank_config=[ranks], **SHAPE))
     return encoder.eval().to(getattr(torch, arguments.dtype))
 
 
 def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Prints the time of a layer by form and share; gives the rows."""
+    """Times each form of the layer at each share; prints and yields the rows."""
     with torch.device(x.device):
         stock = WhisperEncoder(WhisperConfig(**SHAPE)).eval().to(x.dtype)
     print(f"\nlayer, ms\n{'share':8}{'stock':>10}{'published':>10}{'plain':>10}{'optimized':>10}")
@@ -77,10 +78,10 @@ def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]
         ranks = {}
         for projection in PROJECTIONS:
             inputs, outputs = projection_shape(stock.config, projection)
-            ranks[projection] = MULTIPLE * round(share * inputs * outputs / (inputs + outputs) / MULTIPLE)
-        plain = encoder_of(ranks, arguments)
+            ranks[projection] = RANK_MULTIPLE * round(share * inputs * outputs / (inputs + outputs) / RANK_MULTIPLE)
+        plain = one_layer_encoder(ranks, arguments)
         published = published_form(plain)
-        fast = encoder_of(ranks, arguments).optimize_for_inference(batch_size=arguments.batch_size)
+        fast = one_layer_encoder(ranks, arguments).optimize_for_inference(batch_size=arguments.batch_size)
         encoders = {"stock": stock, "published": published, "plain": plain, "optimized": fast}
         runs = {name: partial(encoder.layers[0], x, None) for name, encoder in encoders.items()}
         times = milliseconds(runs, arguments, f"share {share}")
@@ -89,15 +90,15 @@ def layer_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]
 
 
 def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Prints the time of attention and its projections, by ranks of keys and values and by form; gives the rows."""
+    """Times attention with its projections in both forms at each pair of ranks; prints and yields the rows."""
     print(f"\nattention with its projections, ms\n{'q, k':>6}{'v, out':>8}{'heads':>10}{'reduced':>10}  chosen")
     for rank, value_rank in ATTENTION_RANKS:
         ranks = {"q_proj": rank, "k_proj": rank, "v_proj": value_rank, "out_proj": value_rank}
-        layer: Any = encoder_of(ranks, arguments).layers[0]
+        layer: Any = one_layer_encoder(ranks, arguments).layers[0]
         head_dim = layer.self_attn.head_dim
         forms = {"heads": Reduction(False, False, head_dim)}
-        keys_alone = value_rank > head_dim
-        forms["reduced"] = Reduction(True, not keys_alone, head_dim if keys_alone else max(rank, value_rank))
+        keys_only = value_rank > head_dim
+        forms["reduced"] = Reduction(True, not keys_only, head_dim if keys_only else max(rank, value_rank))
         runs: dict[str, Run] = {}
         for name, form in forms.items():
             inference_lite_whisper.choose_reduction = lambda *_, form=form: form
@@ -111,8 +112,8 @@ def attention_forms(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[
         yield {"measure": "attention", "rank": rank, "value rank": value_rank, **times, "chosen": name}
 
 
-def rank_multiples(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Prints the rate of pairs from 1280 to 5120 by rank; gives the rows."""
+def pair_rates(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Measures the rate of pairs from 1280 to 5120 dimensions by rank; prints and yields the rows."""
     runs: dict[str, Run] = {}
     for rank in RANKS:
         weights = tuple(x.new_empty(shape).normal_(std=0.01) for shape in ((1280, rank), (rank, 5120)))
@@ -127,21 +128,21 @@ def rank_multiples(x: torch.Tensor, arguments: argparse.Namespace) -> Iterator[R
 
 @torch.no_grad()
 def main() -> None:
-    """Measures and prints the three tables."""
+    """Measures the three tables and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=1, help="repetitions that do not count")
+    parser.add_argument("--warm-up", type=int, default=1, help="repetitions that are not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     shape = (arguments.batch_size, POSITIONS, SHAPE["d_model"])
     x = torch.randn(shape, device=arguments.device, dtype=getattr(torch, arguments.dtype))
-    rows = [row for part in (layer_forms, attention_forms, rank_multiples) for row in part(x, arguments)]
+    rows = [row for table in (layer_forms, attention_forms, pair_rates) for row in table(x, arguments)]
     if arguments.json:
         write_results(rows, arguments.json, UNITS)
 

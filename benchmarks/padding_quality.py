@@ -1,16 +1,16 @@
 """
-What a model loses by taking padding for constant: its transcripts with it against those without.
+Measures how constant padding changes a model's transcripts.
 
     python benchmarks/padding_quality.py MODEL... --test SET... [--gains 0 -20 6] [--noise 10] [--normalizer english]
         [--batch-size 8] [--json FILE]
 
-MODEL is a folder of `lite-whisper pad`, SET a folder with transcripts. Every model transcribes every set greedily at
-each gain in dB, and with white noise at each --noise in dB, with all positions computed and with constant padding.
-"same" is the percentage of transcripts that are identical to the letter, "wer" the word error rate without and with,
-"low" and "high" the 95 % interval of their difference (paired bootstrap over the clips). "long" counts outputs of more
-than twice the words of the reference, "fallbacks" clips that looked broken and were decoded again with all positions.
-"same louder" is a yardstick for "same": the percentage of transcripts that all positions leave as they are when the
-audio is a decibel louder.
+MODEL is a folder written by `lite-whisper precompute-padding`, SET a folder with transcripts. Every model transcribes
+every set greedily at each gain in dB and in white noise at each signal-to-noise ratio in dB, with all positions
+computed and with constant padding. "same" is the percentage of transcripts that are identical, "wer without" and "wer
+with" are the word error rates, and "low" and "high" the 95 % interval of their difference (paired bootstrap over
+clips). "long" counts transcripts with more than twice as many words as the reference, "fallbacks" the clips that were
+decoded again with all positions because the output looked broken. For comparison, "same louder" is the percentage of
+transcripts that stay identical without constant padding if the audio is one decibel louder.
 """
 
 import argparse
@@ -37,6 +37,7 @@ UNITS = {
 
 
 def main() -> None:
+    """Measures all models on all sets and conditions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--test", nargs="+", type=Path, required=True, metavar="SET")
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="*", type=float, default=[])
     parser.add_argument("--normalizer", default="english")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     arguments = parser.parse_args()
     rows = []
     for folder in arguments.models:
@@ -54,13 +55,13 @@ def main() -> None:
         for test in arguments.test:
             clips = list(AudioDataset([str(test)], need_text=True))
             for condition, changed in conditions(clips, arguments.gains, arguments.noise):
-                known, whole = (
+                constant, full = (
                     transcribe(model.use_constant_padding(enabled), processor, changed, arguments.batch_size)
                     for enabled in (True, False)
                 )
                 louder = transcribe(model, processor, amplified(changed, LOUDER), arguments.batch_size)
                 names = {"model": folder.name, "test": f"{test.parent.name}/{test.name}", "condition": condition}
-                rows.append(names | compared(changed, whole, known, louder, processor, arguments.normalizer))
+                rows.append(names | comparison(changed, full, constant, louder, processor, arguments.normalizer))
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if arguments.json:
         write_results(rows, arguments.json, UNITS)
@@ -69,31 +70,31 @@ def main() -> None:
 def conditions(
     clips: Sequence[Clip], gains: Sequence[float], noises: Sequence[float]
 ) -> Iterator[tuple[str, list[Clip]]]:
-    """The clips at each gain and in each noise."""
+    """Yields the clips at each gain and in each noise, with a name for the condition."""
     yield from ((f"{gain:+.0f} dB", amplified(clips, gain)) for gain in gains)
     yield from ((f"noise at {noise:.0f} dB", in_noise(clips, noise)) for noise in noises)
 
 
-def compared(
+def comparison(
     clips: Sequence[Clip],
-    whole: Transcripts,
-    known: Transcripts,
+    full: Transcripts,
+    constant: Transcripts,
     louder: Transcripts,
     processor: WhisperProcessor,
     normalizer: str,
 ) -> dict[str, Any]:
-    """A row of the table."""
+    """Returns a row of the table."""
     normalize = text_normalizer(normalizer, processor.tokenizer)
     references = [clip.text or "" for clip in clips]
-    without, with_ = (compare_words(references, transcripts.texts, normalize) for transcripts in (whole, known))
+    without, with_ = (compare_words(references, transcripts.texts, normalize) for transcripts in (full, constant))
     difference = paired_bootstrap(with_.errors, without.errors, without.counts)
 
     def same(texts: Sequence[str]) -> float:
-        return round(100 * sum(one == other for one, other in zip(whole.texts, texts, strict=True)) / len(clips), 1)
+        return round(100 * sum(one == other for one, other in zip(full.texts, texts, strict=True)) / len(clips), 1)
 
     return {
         "clips": len(clips),
-        "same": same(known.texts),
+        "same": same(constant.texts),
         "same louder": same(louder.texts),
         "wer without": round(without.rate, 2),
         "wer with": round(with_.rate, 2),
@@ -101,8 +102,8 @@ def compared(
         "high": round(difference.high, 2),
         "long without": without.long,
         "long with": with_.long,
-        "fallbacks": known.fallback,
-        "times as fast": round(whole.encoder_time.seconds / known.encoder_time.seconds, 2),
+        "fallbacks": constant.fallbacks,
+        "times as fast": round(full.encoder_time.seconds / constant.encoder_time.seconds, 2),
     }
 
 

@@ -1,12 +1,13 @@
 """
-What number formats cost in word error rate on top of compression, on the miniature in noise.
+Measures the word error rates of number formats on top of compression, on the miniature in noise.
 
     python benchmarks/quantization.py [--digits FOLDER] [--ratios 0.2 0.14] [--noise-seeds 5] [--json FILE]
 
-FOLDER holds calibration/ and test/. The miniature, compressed to shares of its encoder, transcribes the test strings
-with white noise at 8 dB: in fp32, in the inference mode, in bfloat16, and with the encoder's factors and dense
-projections in int8 (torchao, activations quantised dynamically). "added" is the word error rate above that of the same
-model in fp32, with the 95 % interval of a paired bootstrap over strings. `encoder_speed.py` measures their speed.
+FOLDER holds calibration/ and test/. The miniature is compressed to each ratio and transcribes the test strings in white
+noise at 8 dB: in float32, with optimised inference, in bfloat16, and with the encoder's factors and dense projections
+in int8 (torchao, activations quantised dynamically). "added" is the increase in word error rate over the same model in
+float32, with the 95 % interval of a paired bootstrap over strings. `encoder_speed.py` measures the speed of the
+formats.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from digits_quality import noisy_test
 from encoder_speed import int8
-from finetuning import MINIATURE, ROOT, compressed
+from finetuning import MINIATURE, ROOT, compress_miniature
 from record import write_results
 from transformers import WhisperForConditionalGeneration
 
@@ -28,7 +29,7 @@ UNITS = {"ratio": "1", "wer": "%", "added": "points", "low": "points", "high": "
 
 
 def with_int8_encoder(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
-    """The model with an encoder in int8, in place."""
+    """Quantises the encoder of a model to int8 in place and returns the model."""
     model.model.encoder = int8(model.get_encoder())
     return model
 
@@ -42,12 +43,12 @@ FORMATS: dict[str, Callable[[WhisperForConditionalGeneration], WhisperForConditi
 
 
 def main() -> None:
-    """Prints the table and writes it as JSON."""
+    """Prints the results and writes them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, default=ROOT / "examples/digits")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.14])
     parser.add_argument("--noise-seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     arguments = parser.parse_args()
 
     test = noisy_test(arguments.digits / "test", arguments.noise_seeds, load_model(str(MINIATURE))[1])
@@ -55,7 +56,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for ratio in arguments.ratios:
-            folder = compressed(arguments.digits, ratio, Path(work) / f"{ratio}")
+            folder = compress_miniature(arguments.digits, ratio, Path(work) / f"{ratio}")
             reference = None
             for name, change in FORMATS.items():
                 errors = test.errors(change(load_model(str(folder))[0].float().eval()))

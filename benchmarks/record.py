@@ -1,16 +1,18 @@
 """
-What a benchmark found, as JSON that says how it was found. Those that documents quote lie in `benchmarks/results/`.
+Writes benchmark results as JSON, with the context needed to reproduce them.
 
-    command     how it is measured again; of paths on this machine only the names
-    commit      of the code that was measured, "-dirty" where files of it were changed
-    date        on which it was written
-    machine     processors and memory, and the GPU where there is one
-    versions    of what computes
-    recorded    "by the benchmark", or from where the figures were taken
-    units       of every number in rows and figures; "1" where it has none
-    rows        of the tables
-    figures     single numbers by their names
-    unknown     why a field is null
+Results that the documents quote are in `benchmarks/results/`. The fields:
+
+    command     the command that reproduces the results; paths on this machine are reduced to names
+    commit      commit of the measured code, with "-dirty" if the code had uncommitted changes
+    date        date of writing
+    machine     processors, memory, and the GPU if there is one
+    versions    versions of the packages that compute
+    recorded    "by the benchmark", or the source of the figures
+    units       unit of each number in rows and figures; "1" for numbers without one
+    rows        rows of the tables
+    figures     single numbers by name
+    unknown     reasons for fields that are null
 """
 
 import datetime
@@ -50,14 +52,14 @@ def write_results(
     how: str | None = None,
 ) -> None:
     """
-    Writes rows, and figures that belong to none, with all that is needed to measure them again.
+    Writes results with the context needed to reproduce them.
 
     Args:
-        rows (`list[dict]`): from columns to numbers and text; what is not known of a row is left out or `None`.
-        path (`Path`): the JSON.
-        units (`dict[str, str]`): of every column and figure that holds numbers.
-        figures (`dict[str, float]`, *optional*): by their names.
-        how (`str`, *optional*): the command by which they are measured again; that which runs by default.
+        rows (`list[dict]`): rows of the table; unknown values are omitted or `None`.
+        path (`Path`): JSON file to write.
+        units (`dict[str, str]`): unit of each column and figure that holds numbers.
+        figures (`dict[str, float]`, *optional*): single numbers by name.
+        how (`str`, *optional*): command that reproduces the results; default: the running command.
     """
     results = {
         "command": how or command(),
@@ -76,14 +78,14 @@ def write_results(
 
 
 def command() -> str:
-    """The command that runs, in which files and folders of this machine have only their names."""
-    words = [word.rpartition("=") for word in sys.argv[1:]]  # NAME=FOLDER
+    """Returns the running command, with paths on this machine reduced to names."""
+    words = [word.rpartition("=") for word in sys.argv[1:]]  # splits arguments such as NAME=FOLDER
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
     return shlex.join(["python", str(script), *(f"{name}{sign}{public_name(value)}" for name, sign, value in words)])
 
 
 def commit() -> str:
-    """The commit that is checked out, "-dirty" where code was changed since; documents, results and cards are none."""
+    """Returns the current commit, with "-dirty" if code has changed; documents, results and cards do not count."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     code = [".", ":!*.md", ":!benchmarks/results", ":!model_cards"]
@@ -92,7 +94,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """The processors that this process may use, the memory, and the GPU where there is one."""
+    """Describes the processors available to this process, the memory, and the GPU if there is one."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -102,6 +104,6 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that compute, as far as they are installed."""
+    """Returns the versions of the installed packages that compute."""
     installed = {package: next(iter(metadata.distributions(name=package)), None) for package in PACKAGES}
     return {package: found.version for package, found in installed.items() if found}

@@ -1,19 +1,20 @@
 """
-Seconds that whole transcriptions take in every runtime, a stock Whisper beside a compressed one.
+Measures the time and word error rate of whole transcriptions in every runtime, with a stock and a compressed Whisper.
 
     python benchmarks/runtimes.py --stock openai/whisper-base --compressed FOLDER --recordings FOLDER
-        [--clips 12] [--joined] [--language en] [--runtimes RUNTIME ...] [--repetitions 3] [--threads 2]
+        [--num-clips 12] [--joined] [--language en] [--runtimes RUNTIME ...] [--repetitions 3] [--threads 2]
         [--max-new-tokens 200] [--output build/runtimes]
 
-Each runtime decodes greedily, one clip at a time, without timestamps, the language told; with --joined all clips are
-one long recording, which faster-whisper cuts by its own voice activity detector where it is "batched", 8 pieces at
-once, and lite-whisper as `lite-whisper transcribe` does, whose backend CTranslate2 it is. Models are exported once into
-the output folder. Every pass over the clips has a process of its own, which loads the model and transcribes two clips
-before the clock starts; the order of the contenders rotates. Seconds are medians over the passes. "times" is how much
-faster a contender is than faster-whisper with the stock model in the same precision. "same" counts the transcripts that
-are those of transformers with the same model in float32, "wer" is the word error rate in per cent, and "points" what it
-is above that of transformers, from "low" to "high" in 95 %. Recordings need transcripts, and --runtimes has to name
-transformers for what is held against it. Writes passes.json, a row for each pass, runtimes.json and runtimes.png.
+Every runtime decodes greedily, one clip at a time, with the language set and without timestamps. With --joined, the
+clips form one long recording: faster-whisper ("batched") splits it by its own voice activity detection and decodes
+batches of 8, and lite-whisper splits it as `lite-whisper transcribe --backend ctranslate2` does. Exported models are
+kept in the output folder. Each pass runs in its own process, which loads the model and transcribes two clips before the
+clock starts; the order of the contenders rotates. Seconds are medians over passes.
+
+"times" is the speed-up over faster-whisper with the stock model in the same precision. "wer" is the word error rate in
+per cent. "same" counts the transcripts identical to those of transformers with the same model in float32, and "points"
+is the difference in word error rate to them, with the 95 % interval from "low" to "high"; both need transformers among
+the --runtimes. Recordings need transcripts. Writes passes.json with a row per pass, runtimes.json and runtimes.png.
 """
 
 import argparse
@@ -45,16 +46,16 @@ from lite_whisper.models.folders import load_model
 
 Recognizer = Callable[[np.ndarray], str]
 WARM_UP = 2  # clips
-LONGEST_WARM_UP = 60  # seconds of a clip
-BATCH = 8  # pieces of a long recording
+MAX_WARM_UP_SECONDS = 60  # of each clip
+BATCH_SIZE = 8  # pieces of a long recording
 UNITS = {
     **{"repetition": "1", "seconds": "s", "seconds of audio a second": "s/s", "times": "times", "wer": "%"},
     **{"points": "points", "low": "points", "high": "points", "same": "clips"},
 }
 
 
-def in_transformers(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
-    """Torch for all of it; a LiteWhisper in its inference mode."""
+def load_transformers(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
+    """Loads a model into transformers; LiteWhisper models run with optimised inference."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -72,8 +73,8 @@ def in_transformers(model: str, folder: Path, arguments: argparse.Namespace) -> 
     return recognize
 
 
-def in_onnx_asr(quantization: str | None) -> Callable[..., Recognizer]:
-    """ONNX Runtime for all of it, by onnx-asr."""
+def onnx_asr_loader(quantization: str | None) -> Callable[..., Recognizer]:
+    """Returns a loader for onnx-asr, which runs the whole model in ONNX Runtime."""
 
     def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
         import onnx_asr
@@ -89,15 +90,15 @@ def in_onnx_asr(quantization: str | None) -> Callable[..., Recognizer]:
     return load
 
 
-def in_faster_whisper(compute_type: str, ours: bool, batched: bool = False) -> Callable[..., Recognizer]:
-    """CTranslate2 for all of it, or with the encoder in torch."""
+def faster_whisper_loader(compute_type: str, torch_encoder: bool, batched: bool = False) -> Callable[..., Recognizer]:
+    """Returns a loader for faster-whisper, which runs the encoder in torch or the whole model in CTranslate2."""
 
     def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
         import faster_whisper
 
         from lite_whisper.integrations.faster_whisper import LiteWhisperModel
 
-        kind = LiteWhisperModel if ours else faster_whisper.WhisperModel
+        kind = LiteWhisperModel if torch_encoder else faster_whisper.WhisperModel
         recognizer = kind(str(folder), device="cpu", compute_type=compute_type, cpu_threads=arguments.threads)
         options = {
             "language": arguments.language,
@@ -107,7 +108,7 @@ def in_faster_whisper(compute_type: str, ours: bool, batched: bool = False) -> C
             "max_new_tokens": arguments.max_new_tokens,
         }
         if batched:
-            recognizer, options["batch_size"] = faster_whisper.BatchedInferencePipeline(recognizer), BATCH
+            recognizer, options["batch_size"] = faster_whisper.BatchedInferencePipeline(recognizer), BATCH_SIZE
         elif arguments.joined:
             options["condition_on_previous_text"] = False
         return lambda samples: "".join(segment.text for segment in recognizer.transcribe(samples, **options)[0])
@@ -115,8 +116,8 @@ def in_faster_whisper(compute_type: str, ours: bool, batched: bool = False) -> C
     return load
 
 
-def in_lite_whisper(dtype: str) -> Callable[..., Recognizer]:
-    """What `lite-whisper transcribe --backend ctranslate2` runs."""
+def lite_whisper_loader(dtype: str) -> Callable[..., Recognizer]:
+    """Returns a loader for the recognizer of `lite-whisper transcribe --backend ctranslate2`."""
 
     def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
         import torch
@@ -125,11 +126,11 @@ def in_lite_whisper(dtype: str) -> Callable[..., Recognizer]:
         from lite_whisper.transcription.transcriber import Transcriber, pipeline_options
 
         torch.set_num_threads(arguments.threads)
-        batch_size = BATCH if arguments.joined else 1
+        batch_size = BATCH_SIZE if arguments.joined else 1
         generate_kwargs = {"language": arguments.language, "task": "transcribe", "num_beams": 1}
         options = pipeline_options("none", generate_kwargs)
-        computing = ComputeSettings("ctranslate2", dtype, "cpu", batch_size)
-        recognizer, _ = load_recognizer(*load_model(model), computing, lambda: None, options)
+        compute_settings = ComputeSettings("ctranslate2", dtype, "cpu", batch_size)
+        recognizer, _ = load_recognizer(*load_model(model), compute_settings, lambda: None, options)
         transcriber = Transcriber(recognizer, batch_size, options)
 
         def recognize(samples: np.ndarray) -> str:
@@ -144,8 +145,8 @@ def in_lite_whisper(dtype: str) -> Callable[..., Recognizer]:
     return load
 
 
-def in_openvino(**properties: str) -> Callable[..., Recognizer]:
-    """OpenVINO for all of it, by openvino-genai."""
+def openvino_loader(**properties: str) -> Callable[..., Recognizer]:
+    """Returns a loader for openvino-genai, which runs the whole model in OpenVINO."""
 
     def load(model: str, folder: Path, arguments: argparse.Namespace) -> Recognizer:
         import openvino_genai
@@ -161,7 +162,7 @@ def in_openvino(**properties: str) -> Callable[..., Recognizer]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs a model: the precision, the export that it takes, and how that is loaded."""
+    """A runtime: its precision, the function that loads a model, and the export that it needs."""
 
     precision: str
     load: Callable[[str, Path, argparse.Namespace], Recognizer]
@@ -169,7 +170,7 @@ class Runtime:
     dtype: str = "float32"
 
     def prepare(self, model: str, output: Path) -> None:
-        """Writes what it loads, unless that is there."""
+        """Exports a model to the output folder, unless the folder exists."""
         if self.format is None or output.exists():
             return
         if self.format != "ctranslate2":
@@ -180,46 +181,50 @@ class Runtime:
             write_ctranslate2(*load_model(model), self.dtype, folder)
 
 
-# faster-whisper with its own encoder, which multiplies pairs out and so is for the stock model alone, comes first.
+# The own encoder of faster-whisper has no low-rank layers, so it runs only the stock model. It is the baseline.
 OWN = "faster-whisper, own encoder,"
 RUNTIMES = {
-    f"{OWN} float32": Runtime("float32", in_faster_whisper("float32", ours=False), "ctranslate2"),
-    f"{OWN} int8": Runtime("int8", in_faster_whisper("int8", ours=False), "ctranslate2", "int8"),
-    f"{OWN} int8, batched": Runtime("int8", in_faster_whisper("int8", ours=False, batched=True), "ctranslate2", "int8"),
-    "lite-whisper float32": Runtime("float32", in_lite_whisper("float32")),
-    "lite-whisper int8": Runtime("int8", in_lite_whisper("int8")),
-    "transformers": Runtime("float32", in_transformers),
-    "onnx-asr float32": Runtime("float32", in_onnx_asr(None), "onnx"),
-    "onnx-asr int8": Runtime("int8", in_onnx_asr("quantized"), "onnx", "int8"),
-    "faster-whisper float32": Runtime("float32", in_faster_whisper("float32", ours=True), "faster-whisper"),
-    "faster-whisper int8": Runtime("int8", in_faster_whisper("int8", ours=True), "faster-whisper", "int8"),
-    # Unless told otherwise it computes in bfloat16 where the processor can.
-    "openvino-genai float32": Runtime("float32", in_openvino(INFERENCE_PRECISION_HINT="f32"), "openvino"),
-    "openvino-genai int8": Runtime("int8", in_openvino(), "openvino", "int8"),
+    f"{OWN} float32": Runtime("float32", faster_whisper_loader("float32", torch_encoder=False), "ctranslate2"),
+    f"{OWN} int8": Runtime("int8", faster_whisper_loader("int8", torch_encoder=False), "ctranslate2", "int8"),
+    f"{OWN} int8, batched": Runtime(
+        "int8", faster_whisper_loader("int8", torch_encoder=False, batched=True), "ctranslate2", "int8"
+    ),
+    "lite-whisper float32": Runtime("float32", lite_whisper_loader("float32")),
+    "lite-whisper int8": Runtime("int8", lite_whisper_loader("int8")),
+    "transformers": Runtime("float32", load_transformers),
+    "onnx-asr float32": Runtime("float32", onnx_asr_loader(None), "onnx"),
+    "onnx-asr int8": Runtime("int8", onnx_asr_loader("quantized"), "onnx", "int8"),
+    "faster-whisper float32": Runtime(
+        "float32", faster_whisper_loader("float32", torch_encoder=True), "faster-whisper"
+    ),
+    "faster-whisper int8": Runtime("int8", faster_whisper_loader("int8", torch_encoder=True), "faster-whisper", "int8"),
+    # By default, OpenVINO computes in bfloat16 if the processor supports it.
+    "openvino-genai float32": Runtime("float32", openvino_loader(INFERENCE_PRECISION_HINT="f32"), "openvino"),
+    "openvino-genai int8": Runtime("int8", openvino_loader(), "openvino", "int8"),
 }
 
 
 def transcribe(
     runtime: str, model: str, folder: Path, arguments: argparse.Namespace, clips: Sequence[Clip]
 ) -> tuple[float, list[str]]:
-    """Seconds and texts of one pass over the clips, after a warm-up."""
+    """Transcribes the clips after a warm-up; returns the seconds and the texts."""
     recognize = RUNTIMES[runtime].load(model, folder, arguments)
     for clip in clips[:WARM_UP]:
-        recognize(clip.samples[: LONGEST_WARM_UP * SAMPLING_RATE])
+        recognize(clip.samples[: MAX_WARM_UP_SECONDS * SAMPLING_RATE])
     start = time.perf_counter()
     texts = [recognize(clip.samples).strip() for clip in clips]
     return time.perf_counter() - start, texts
 
 
 def transcribe_in_new_process(*arguments: Any) -> tuple[float, list[str]]:
-    """The same in a process of its own, so that runtimes share neither memory nor thread pools."""
+    """Calls `transcribe` in a new process, so that runtimes share neither memory nor thread pools."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         return executor.submit(transcribe, *arguments).result()
 
 
-def chosen_clips(arguments: argparse.Namespace) -> list[Clip]:
-    """The first clips of the recordings, or all of them in one, with half a second of silence after each."""
-    clips = list(itertools.islice(AudioDataset([str(arguments.recordings)], need_text=True), arguments.clips))
+def read_clips(arguments: argparse.Namespace) -> list[Clip]:
+    """Reads the first clips of the recordings, joined with half a second of silence after each if requested."""
+    clips = list(itertools.islice(AudioDataset([str(arguments.recordings)], need_text=True), arguments.num_clips))
     if not arguments.joined:
         return clips
     silence = np.zeros(SAMPLING_RATE // 2, np.float32)
@@ -228,7 +233,7 @@ def chosen_clips(arguments: argparse.Namespace) -> list[Clip]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws a bar for each contender, whose length is its real-time factor."""
+    """Plots the real-time factor of each contender as a bar."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -242,27 +247,27 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.margins(x=0.1)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds of audio transcribed in a second")
+    axes.set_xlabel("real-time factor (seconds of audio per second)")
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    """Prints a line for each contender, and writes the table and the plot."""
+    """Measures all contenders and writes the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", required=True)
     parser.add_argument("--compressed", required=True)
     parser.add_argument("--recordings", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=12)
-    parser.add_argument("--joined", action="store_true", help="all clips as one long recording")
+    parser.add_argument("--num-clips", type=int, default=12)
+    parser.add_argument("--joined", action="store_true", help="join all clips to one long recording")
     parser.add_argument("--language", default="en")
     parser.add_argument("--normalizer", default="english")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), metavar="RUNTIME")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="onnx-asr takes no such limit")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="not supported by onnx-asr")
     parser.add_argument("--output", type=Path, default=Path("build/runtimes"))
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the processes of the passes
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # inherited by the processes of the passes
     contenders = [
         (runtime, model)
         for runtime in arguments.runtimes
@@ -273,7 +278,7 @@ def main() -> None:
     for runtime, model in contenders:
         folders[runtime, model] = arguments.output / f"{runtime}, {model}"
         RUNTIMES[runtime].prepare(getattr(arguments, model), folders[runtime, model])
-    clips = chosen_clips(arguments)
+    clips = read_clips(arguments)
     passes: list[dict[str, Any]] = []
     texts: dict[tuple[str, str], list[str]] = {}
     for repetition in range(arguments.repetitions):
@@ -295,15 +300,15 @@ def report(
     texts: dict[tuple[str, str], list[str]],
     arguments: argparse.Namespace,
 ) -> None:
-    """Prints, writes and draws what the passes say."""
-    clips = chosen_clips(arguments)
+    """Prints, writes and plots the medians of the passes."""
+    clips = read_clips(arguments)
     references = [clip.text or "" for clip in clips]
     normalize = text_normalizer(arguments.normalizer, load_model(arguments.stock)[1].tokenizer)
     audio = sum(len(clip.samples) for clip in clips) / SAMPLING_RATE
     print(f"\n{len(clips)} clips, {audio:.0f} s of audio, {arguments.threads} threads")
     medians = {
-        each: statistics.median(row["seconds"] for row in passes if (row["runtime"], row["model"]) == each)
-        for each in contenders
+        contender: statistics.median(row["seconds"] for row in passes if (row["runtime"], row["model"]) == contender)
+        for contender in contenders
     }
     rows = []
     for runtime, model in contenders:

@@ -1,16 +1,16 @@
 """
-Time of the encoder, and of a whole transcription, against the length of the clip.
+Measures the time of the encoder, and of whole transcriptions, by clip length.
 
-    python benchmarks/short_audio.py NAME=FOLDER... --audio SET [--lengths 1 2 5 10 20 30] [--clips 3] [--batch-size 1]
-        [--repetitions 3] [--threads 2] [--output build/short-audio]
+    python benchmarks/short_audio.py NAME=FOLDER... --audio SET [--lengths 1 2 5 10 20 30] [--num-clips 3]
+        [--batch-size 1] [--repetitions 3] [--threads 2] [--output build/short-audio]
 
-Each FOLDER holds a Whisper, compressed or not, of which the first is the reference. A LiteWhisper runs in the inference
-mode, and takes padding for constant where it has learnt to. Where ctranslate2 is installed, which is what
-faster-whisper calls, it runs the reference too, in fp32 and in int8. SET is a folder of speech; clips of each length
-are cut from it, one after the other. Every repetition runs every contender at every length once, in an order that
-rotates; times are medians over repetitions of the seconds for one clip, in fp32 on the CPU, log-mel features left out.
-"whole" is the greedy transcription without timestamps, by transformers into as many tokens as the reference writes of
-its own accord, so that what a model says does not count. Writes short_audio.json and short_audio.png.
+Each FOLDER holds a Whisper, compressed or not; the first is the reference. LiteWhisper models run with optimised
+inference, and with constant padding if they have padding tables. If CTranslate2 (the engine of faster-whisper) is
+installed, it runs the reference as well, in float32 and in int8. SET is a folder of speech, from which consecutive
+clips of each length are cut. Each repetition runs every contender at every length once, in rotating order. Times are
+median seconds per clip, in float32 on the CPU, without log-mel features. "whole" is the greedy transcription without
+timestamps; in transformers, every model writes as many tokens as the reference, so that differences in the text do not
+affect the time. Writes short_audio.json and short_audio.png.
 """
 
 import argparse
@@ -43,21 +43,22 @@ UNITS = {
 }
 
 Batch = tuple[torch.Tensor, int | None]
-"""Features of shape `(batch, mel_bins, mel_frames)`, and how many tokens are written, if that is fixed."""
+"""Features of shape `(batch, mel_bins, mel_frames)`, and the number of tokens to write, or None for any."""
 
 Run = Callable[[Batch], Any]
 """One pass over a batch."""
 
 Contender = dict[str, Run]
-"""How to run the encoder, and the whole."""
+"""Runs the encoder ("encoder") or the whole transcription ("whole")."""
 
 
 def main() -> None:
+    """Measures all contenders at all lengths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--audio", required=True)
     parser.add_argument("--lengths", nargs="+", type=float, default=[1, 2, 5, 10, 20, 30])
-    parser.add_argument("--clips", type=int, default=3)
+    parser.add_argument("--num-clips", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -70,37 +71,38 @@ def main() -> None:
     speech = np.concatenate([clip.samples for clip in AudioDataset([arguments.audio])])
     with tempfile.TemporaryDirectory() as work:
         contenders = {name: transformers_contender(folder, arguments.batch_size) for name, folder in folders.items()}
-        write = next(iter(contenders.values()))["whole"]
+        transcribe = next(iter(contenders.values()))["whole"]
         batches: dict[float, list[Batch]] = {}
         for length in arguments.lengths:
-            parts = cut(speech, length, arguments.clips, arguments.batch_size, processor)
-            batches[length] = [(part, text_tokens(write((part, None)), processor) + 1) for part in parts]  # and the end
+            parts = cut(speech, length, arguments.num_clips, arguments.batch_size, processor)
+            # One more token for the end of the text.
+            batches[length] = [(part, text_tokens(transcribe((part, None)), processor) + 1) for part in parts]
         contenders |= ctranslate2_contenders(reference, processor, Path(work), arguments.threads)
-        rows = measured(contenders, batches, arguments.repetitions)
+        rows = measure(contenders, batches, arguments.repetitions)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_results(rows, arguments.output / "short_audio.json", UNITS)
-    draw(rows, arguments.output / "short_audio.png")
+    plot(rows, arguments.output / "short_audio.png")
 
 
 def cut(
     speech: np.ndarray, length: float, clips: int, batch_size: int, processor: WhisperProcessor
 ) -> Iterator[torch.Tensor]:
-    """Features of so many batches of clips of a length in seconds."""
+    """Cuts clips of a length in seconds from the audio; yields the features of `clips` batches."""
     samples = round(length * SAMPLING_RATE)
     if clips * batch_size * samples > len(speech):
-        raise SystemExit(f"the audio holds less than {clips * batch_size} clips of {length:g} s; give more")
+        raise SystemExit(f"--audio is too short for {clips * batch_size} clips of {length:g} s; add recordings")
     pieces = speech[: clips * batch_size * samples].reshape(clips, batch_size, samples)
     for batch in pieces:
         yield processor.feature_extractor(list(batch), sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
 
 
 def text_tokens(tokens: torch.Tensor, processor: WhisperProcessor) -> int:
-    """How many tokens of text the longest of a batch has; all others come after them in the vocabulary."""
+    """Counts the text tokens of the longest text in a batch; special tokens have higher ids."""
     return int((tokens < processor.tokenizer.eos_token_id).sum(dim=1).max())
 
 
 def transformers_contender(folder: str, batch_size: int) -> Contender:
-    """A model folder in transformers."""
+    """Loads a model folder into transformers."""
     model, _ = load_model(folder)
     model.float().eval()
     if isinstance(model, LiteWhisperForConditionalGeneration):
@@ -108,22 +110,22 @@ def transformers_contender(folder: str, batch_size: int) -> Contender:
     mask = torch.ones(batch_size, 3000, dtype=torch.long)
 
     @torch.no_grad()
-    def whole(batch: Batch) -> Any:
+    def transcribe(batch: Batch) -> Any:
         options: dict[str, Any] = {"language": "en", "task": "transcribe", "num_beams": 1, "do_sample": False}
         features, tokens = batch
         if tokens is not None:
             options |= {"min_new_tokens": tokens, "max_new_tokens": tokens}
         return model.generate(features, attention_mask=mask, **options)
 
-    return {"encoder": lambda batch: model.get_encoder()(batch[0]), "whole": whole}
+    return {"encoder": lambda batch: model.get_encoder()(batch[0]), "whole": transcribe}
 
 
 def ctranslate2_contenders(folder: str, processor: WhisperProcessor, work: Path, threads: int) -> dict[str, Contender]:
-    """The same in ctranslate2, in fp32 and in int8; nothing where that is not installed."""
+    """Converts a model to CTranslate2, in float32 and int8; returns nothing if CTranslate2 is not installed."""
     try:
         import ctranslate2
     except ImportError:
-        print("ctranslate2 is not installed: faster-whisper is left out")
+        print("skipping faster-whisper: ctranslate2 is not installed")
         return {}
     ctranslate2.converters.TransformersConverter(folder).convert(str(work / "ctranslate2"))
     prompt = processor.tokenizer.convert_tokens_to_ids(PROMPT)
@@ -145,23 +147,23 @@ def ctranslate2_contenders(folder: str, processor: WhisperProcessor, work: Path,
 
 
 @torch.no_grad()
-def measured(
+def measure(
     contenders: dict[str, Contender], batches: dict[float, list[Batch]], repetitions: int
 ) -> list[dict[str, Any]]:
-    """A row for each contender and length: median seconds for one clip of encoder and whole."""
+    """Returns a row per contender and length: median seconds per clip of the encoder and of the whole."""
     seconds: dict[tuple[str, float, str], list[float]] = defaultdict(list)
     names = list(contenders)
-    for repetition in tqdm(range(-1, repetitions), "repetitions"):  # the first one warms up
+    for repetition in tqdm(range(-1, repetitions), "repetitions"):  # the first one is the warm-up
         turn = repetition % len(names)
-        for length, of_length in batches.items():
+        for length, length_batches in batches.items():
             for name in names[turn:] + names[:turn]:
                 for part, run in contenders[name].items():
                     start = time.perf_counter()
-                    for batch in of_length:
+                    for batch in length_batches:
                         run(batch)
-                    spent = (time.perf_counter() - start) / sum(len(features) for features, _ in of_length)
+                    duration = (time.perf_counter() - start) / sum(len(features) for features, _ in length_batches)
                     if repetition >= 0:
-                        seconds[name, length, part].append(spent)
+                        seconds[name, length, part].append(duration)
     rows = []
     for name in names:
         for length in batches:
@@ -181,14 +183,14 @@ def measured(
     return rows
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Seconds against length, the encoder beside the whole."""
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plots seconds against clip length, for the encoder and the whole transcription."""
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, part in zip(axes, ("encoder", "whole"), strict=True):
         for name in dict.fromkeys(row["contender"] for row in rows):
             points = [(row["length"], row[part]) for row in rows if row["contender"] == name]
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
-        axis.set(xlabel="length of the clip (s)", ylabel="seconds for one clip", ylim=(0, None))
+        axis.set(xlabel="clip length (s)", ylabel="seconds per clip", ylim=(0, None))
         axis.set_title("encoder" if part == "encoder" else "whole transcription")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)

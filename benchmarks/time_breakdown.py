@@ -1,15 +1,15 @@
 """
-Where the time goes: parts of the encoder, and of a transcription, at the shapes and sizes of the published checkpoints.
+Measures the time of each part of the encoder, and of a transcription, at published shapes and sizes (random weights).
 
     python benchmarks/time_breakdown.py [--shapes turbo large-v3] [--sizes fast] [--batch-size 1] [--repetitions 3]
         [--threads 2] [--device cpu] [--dtype float32] [--output build/time-breakdown]
 
-Three encoders with random weights take turns: stock Whisper, LiteWhisper as it is, and in its inference mode. Each part
-is timed inside a whole pass, with the device idle at both ends of it, so the parts add up to the pass; medians of
-milliseconds per pass. "rest" is what lies between the parts: residual sums, copies, Python. In the inference mode the
-first factors of q, k and v are one product, "q, k, v first", and GELU is part of fc1's. Then a transcription of 60
-tokens: log-mel features, encoder, the decoder's first step with the keys and values of its cross-attention, its other
-steps, and what `generate()` does beside them. Writes time_breakdown.json and time_breakdown.png.
+Three encoders run in turn: stock Whisper, LiteWhisper as loaded, and LiteWhisper with optimised inference. Parts are
+timed inside a whole pass, with the device idle before and after each part, so they add up to the pass. Figures are
+median milliseconds per pass. "rest" covers everything between the parts: residual sums, copies, Python. In optimised
+inference, the first factors of q, k and v are one product ("q, k, v first"), and fc1 includes GELU. A transcription of
+60 tokens consists of log-mel features, encoder, the decoder's first step (which computes keys and values of
+cross-attention), its other steps, and the rest of `generate()`. Writes time_breakdown.json and time_breakdown.png.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from encoder_speed import (
     FRAMES,
     SHAPES,
     SIZES,
+    copy_sharing_weights,
     low_rank_encoder,
     now,
     published_ranks,
     transcribe,
     transcriber,
-    twin_of,
     whisper_arguments,
 )
 from matplotlib import pyplot
@@ -50,28 +50,28 @@ Times = dict[str, float]
 
 
 class Stopwatch:
-    """Adds up the time of parts; what a part contains counts for the inner part alone."""
+    """Adds up the time of parts; the time of a nested part counts only for the inner part."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.open: list[float] = []  # of every part that is open: its start, and the time of the parts in it
+        self.running_parts: list[float] = []  # for each running part: its start and the time of the parts inside
         self.undo: list[Callable[[], None]] = []
 
     def start(self) -> None:
-        """Begins a part."""
-        self.open += [now(self.device), 0.0]
+        """Starts a part."""
+        self.running_parts += [now(self.device), 0.0]
 
     def stop(self, name: str) -> None:
-        """Ends the part that began last."""
-        inner, begun = self.open.pop(), self.open.pop()
-        duration = now(self.device) - begun
+        """Stops the part that was started last and adds its time under a name."""
+        inner, start = self.running_parts.pop(), self.running_parts.pop()
+        duration = now(self.device) - start
         self.seconds[name] += duration - inner
-        if self.open:
-            self.open[-1] += duration
+        if self.running_parts:
+            self.running_parts[-1] += duration
 
     def module(self, module: nn.Module, name: str | Callable[..., str]) -> None:
-        """Times a module, under a name that may depend on its arguments."""
+        """Times a module, under a name that can depend on its arguments."""
 
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self.stop(name if isinstance(name, str) else name(*args, **kwargs))
@@ -82,8 +82,8 @@ class Stopwatch:
         ]
         self.undo += [hook.remove for hook in hooks]
 
-    def wrapped(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """The function, timed."""
+    def wrap(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Returns the function with its time measured under a name."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.start()
@@ -95,22 +95,22 @@ class Stopwatch:
         return timed
 
     def attributes(self, owner: Any, names: dict[str, str]) -> None:
-        """Times what an object calls by attributes, under the given names."""
+        """Times the functions in attributes of an object, under the given names."""
         for attribute, name in names.items():
             before = vars(owner).get(attribute)
-            setattr(owner, attribute, self.wrapped(getattr(owner, attribute), name))
+            setattr(owner, attribute, self.wrap(getattr(owner, attribute), name))
             self.undo.append(
                 partial(delattr, owner, attribute) if before is None else partial(setattr, owner, attribute, before)
             )
 
     def items(self, functions: dict[str, Any]) -> None:
-        """Times the functions of a dict, under their keys."""
+        """Times the functions in a dict, under their keys."""
         self.undo.append(partial(functions.update, dict(functions)))
-        functions.update({name: self.wrapped(function, name) for name, function in functions.items()})
+        functions.update({name: self.wrap(function, name) for name, function in functions.items()})
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While it lasts the parts are timed; afterwards nothing of that is left."""
+        """Times the parts while the context is open, then removes all hooks and wrappers."""
         try:
             yield
         finally:
@@ -119,7 +119,7 @@ class Stopwatch:
 
 
 def watch_encoder(watch: Stopwatch, encoder: WhisperEncoder) -> None:
-    """Times the parts of an encoder."""
+    """Adds the parts of an encoder to a stopwatch."""
     for convolution in (encoder.conv1, encoder.conv2):
         watch.module(convolution, "convolutions")
     watch.module(encoder.layer_norm, "layer norms")
@@ -139,16 +139,16 @@ def watch_encoder(watch: Stopwatch, encoder: WhisperEncoder) -> None:
 
 
 def encoder_times(encoder: WhisperEncoder, features: torch.Tensor, device: str) -> Times:
-    """One pass of the encoder, part by part."""
+    """Returns the time of each part in one pass of the encoder."""
     watch = Stopwatch(device)
     watch_encoder(watch, encoder)
     with watch.running():
-        watch.wrapped(encoder, "rest")(features)
+        watch.wrap(encoder, "rest")(features)
     return dict(watch.seconds)
 
 
 def transcription_times(encoder: WhisperEncoder, shape: str, audio: list[np.ndarray], device: str) -> Times:
-    """One transcription of the audio, part by part."""
+    """Returns the time of each part in one transcription of the audio."""
     watch = Stopwatch(device)
     extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
     model = transcriber(encoder, SHAPES[shape][3])
@@ -158,40 +158,44 @@ def transcription_times(encoder: WhisperEncoder, shape: str, audio: list[np.ndar
     watch.module(model.proj_out, "decoder, vocabulary")
 
     def run() -> None:
-        features = watch.wrapped(extractor, "log-mel")(audio, sampling_rate=16_000, return_tensors="pt").input_features
+        features = watch.wrap(extractor, "log-mel")(audio, sampling_rate=16_000, return_tensors="pt").input_features
         transcribe(model, encoder, features.to(encoder.device, encoder.dtype))
 
     with watch.running():
-        watch.wrapped(run, "generate() beside them")()
+        watch.wrap(run, "rest of generate()")()
     return dict(watch.seconds)
 
 
 def medians(repetitions: list[Times]) -> Times:
-    """The median of each part, in milliseconds."""
+    """Returns the median of each part in milliseconds."""
     return {name: 1e3 * float(np.median([times.get(name, 0.0) for times in repetitions])) for name in repetitions[0]}
 
 
-def table(of_encoders: dict[str, Times], title: str) -> list[dict[str, Any]]:
-    """Prints parts and their sum, a column for each encoder; returns the rows."""
-    names = list(dict.fromkeys(name for times in of_encoders.values() for name in times))
+def table(encoder_times_by_name: dict[str, Times], title: str) -> list[dict[str, Any]]:
+    """Prints the parts and their sum in one column per encoder; returns the rows."""
+    names = list(dict.fromkeys(name for times in encoder_times_by_name.values() for name in times))
     rows = [
-        {"part": name, **{encoder: times.get(name, 0.0) for encoder, times in of_encoders.items()}} for name in names
+        {"part": name, **{encoder: times.get(name, 0.0) for encoder, times in encoder_times_by_name.items()}}
+        for name in names
     ]
-    rows.append({"part": "sum", **{encoder: sum(times.values()) for encoder, times in of_encoders.items()}})
-    first, width = max(map(len, names)) + 1, max(map(len, [12 * " ", *of_encoders])) + 2
-    print(f"\n{title}, ms\n{'':{first}}" + "".join(f"{encoder:>{width}}" for encoder in of_encoders))
+    rows.append({"part": "sum", **{encoder: sum(times.values()) for encoder, times in encoder_times_by_name.items()}})
+    first, width = max(map(len, names)) + 1, max(map(len, [12 * " ", *encoder_times_by_name])) + 2
+    print(f"\n{title}, ms\n{'':{first}}" + "".join(f"{encoder:>{width}}" for encoder in encoder_times_by_name))
     for row in rows:
-        print(f"{row['part']:{first}}" + "".join(f"{row[encoder]:{width}.1f}" for encoder in of_encoders), flush=True)
+        print(
+            f"{row['part']:{first}}" + "".join(f"{row[encoder]:{width}.1f}" for encoder in encoder_times_by_name),
+            flush=True,
+        )
     return [{"measure": title, **row} for row in rows]
 
 
 def milliseconds(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The units of what `table` returns."""
+    """Returns the units of the rows of `table`."""
     return dict.fromkeys((key for key in rows[0] if key not in ("measure", "part")), "ms")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws the parts of each encoder on top of one another, a panel for each measure."""
+    """Plots the parts of each encoder as a stacked bar, in one panel per measure."""
     titles = list(dict.fromkeys(row["measure"] for row in rows))
     encoders = list(milliseconds(rows))
     figure, grid = pyplot.subplots(len(titles), squeeze=False, figsize=(8, 4 * len(titles)), layout="constrained")
@@ -214,7 +218,7 @@ def breakdown(shape: str, size: str, arguments: argparse.Namespace) -> list[dict
     plain = low_rank_encoder(shape, published_ranks(shape, size), device, dtype)
     with torch.device(device):
         stock = WhisperEncoder(WhisperConfig(**whisper_arguments(shape))).eval().to(dtype)
-    fast = twin_of(plain).optimize_for_inference(batch_size=arguments.batch_size)
+    fast = copy_sharing_weights(plain).optimize_for_inference(batch_size=arguments.batch_size)
     encoders = {"stock": stock, "plain": plain, "optimized": fast}
     features = torch.randn(arguments.batch_size, stock.num_mel_bins, FRAMES, device=device, dtype=dtype)
     audio = [0.1 * np.random.default_rng(index).standard_normal(480_000) for index in range(arguments.batch_size)]
@@ -223,20 +227,20 @@ def breakdown(shape: str, size: str, arguments: argparse.Namespace) -> list[dict
         "transcription": lambda encoder: transcription_times(encoder, shape, audio, device),
     }
     rows = []
-    for measure, times_of in measures.items():
+    for measure, measure_times in measures.items():
         repetitions: dict[str, list[Times]] = {name: [] for name in encoders}
         for repetition in tqdm(range(-1, arguments.repetitions), desc=f"{shape} {size}, {measure}"):
             for name, encoder in encoders.items():
-                times = times_of(encoder)
-                if repetition >= 0:  # the first warms up
+                times = measure_times(encoder)
+                if repetition >= 0:  # the first one is the warm-up
                     repetitions[name].append(times)
         title = f"{shape} {size}, batch size {arguments.batch_size}, {measure}"
-        rows += table({name: medians(of_encoder) for name, of_encoder in repetitions.items()}, title)
+        rows += table({name: medians(encoder_repetitions) for name, encoder_repetitions in repetitions.items()}, title)
     return rows
 
 
 def main() -> None:
-    """Measures shape by shape, writing table and plot anew after each size."""
+    """Measures all shapes and sizes; rewrites the table and the plot after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["turbo", "large-v3"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["fast"])
@@ -249,7 +253,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()  # it warns at every call that max_new_tokens overrides a default
+    transformers.logging.set_verbosity_error()  # otherwise every call warns that max_new_tokens overrides a default
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for shape, size in itertools.product(arguments.shapes, arguments.sizes):

@@ -1,16 +1,16 @@
 """
-Throughput and memory of `lite-whisper transcribe` on many short files, against the pipeline of transformers.
+Measures throughput and memory of `lite-whisper transcribe` on many short files, against the transformers pipeline.
 
     python benchmarks/transcription.py [--files 2000] [--batch-sizes 8 16] [--repetitions 3] [--threads 2]
         [--model examples/whisper-digits] [--recordings examples/digits/test] [--device cpu]
         [--output build/transcription]
 
-The files are copies of the recordings, in turn, in a temporary folder. Contenders are one call of the pipeline for each
-file, the pipeline over a generator of the files in batches of its own, and `transcribe_recordings` (which writes its
-lines to disk); all with the same stock model, reading and options. Every pass has a process of its own, which loads
-the model and transcribes a few files before the clock starts, and the order of the contenders rotates. Seconds are
-medians over repetitions; resident memory is before the first file, after the last and at the most, medians too.
-"differ" counts files whose text is another than with one call for each. Writes transcription.json, a row for each pass.
+The files are copies of the recordings in a temporary folder. The contenders are one pipeline call per file, one
+pipeline call with batches over a generator of the files, and `transcribe_recordings` (which writes its results to
+disk), all with the same stock model, audio reading and options. Each pass runs in its own process, which loads the
+model and transcribes a few files before the clock starts; the order of the contenders rotates. Seconds and resident
+memory (before the first file, after the last, and the peak) are medians over repetitions. "differ" counts the files
+whose text differs from that of one call per file. Writes transcription.json with a row per pass.
 """
 
 import argparse
@@ -40,48 +40,50 @@ OPTIONS: dict[str, Any] = {
     "return_timestamps": True,
     "generate_kwargs": {"task": "transcribe", "language": "en", "num_beams": 1},
 }
-ONE_CALL, GENERATOR, OURS = "one call for each file", "pipeline over a generator", "transcribe_recordings"
+ONE_CALL, GENERATOR, OURS = "one call per file", "pipeline over a generator", "transcribe_recordings"
 WARM_UP = 16  # files
 UNITS = {"batch size": "files", "repetition": "1", "seconds": "s", "before": "B", "after": "B", "peak": "B"}
 
 
-def inputs(files: list[Path]) -> Iterator[dict[str, Any]]:
-    """What the pipeline takes, read one by one."""
+def pipeline_inputs(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """Reads the files one by one as inputs for the pipeline."""
     return ({"raw": decode(file), "sampling_rate": SAMPLING_RATE} for file in files)
 
 
-def transcribed(contender: str, recognizer: Any, files: list[Path], batch_size: int, lines: Path) -> Iterator[str]:
-    """The texts of the files by a contender."""
+def transcribe(contender: str, recognizer: Any, files: list[Path], batch_size: int, lines: Path) -> Iterator[str]:
+    """Transcribes the files with a contender; yields the texts."""
     if contender == OURS:
         transcriber = Transcriber(recognizer, batch_size, OPTIONS)
         transcribe_recordings(transcriber, AudioDataset([str(file) for file in files]).entries(), lines)
         yield from (transcript.text for transcript in read_transcripts(lines))
     elif contender == GENERATOR:
-        yield from (result["text"].strip() for result in recognizer(inputs(files), batch_size=batch_size, **OPTIONS))
+        yield from (
+            result["text"].strip() for result in recognizer(pipeline_inputs(files), batch_size=batch_size, **OPTIONS)
+        )
     else:
-        yield from (recognizer(each, **OPTIONS)["text"].strip() for each in inputs(files))
+        yield from (recognizer(each, **OPTIONS)["text"].strip() for each in pipeline_inputs(files))
 
 
-def timed(
+def measure_pass(
     contender: str, batch_size: int, arguments: argparse.Namespace, folder: Path
 ) -> tuple[dict[str, float], list[str]]:
-    """Seconds, bytes of memory and texts of one pass over all files of a folder, in a process that did nothing else."""
+    """Transcribes all files of a folder in a new process; returns seconds, bytes of memory, and the texts."""
     torch.set_num_threads(arguments.threads)
     recognizer = pipeline("automatic-speech-recognition", model=str(arguments.model), device=arguments.device)
     files = sorted(folder.iterdir())
     with tempfile.TemporaryDirectory() as work:
-        list(transcribed(contender, recognizer, files[:WARM_UP], batch_size, Path(work) / "warm-up"))
+        list(transcribe(contender, recognizer, files[:WARM_UP], batch_size, Path(work) / "warm-up"))
         gc.collect()
         process = psutil.Process()
-        with PeakMemory() as memory:  # lets the system have what lies free in the heap
+        with PeakMemory() as memory:  # returns free heap memory to the system
             before, start = process.memory_info().rss, time.perf_counter()
-            texts = list(transcribed(contender, recognizer, files, batch_size, Path(work) / "lines"))
+            texts = list(transcribe(contender, recognizer, files, batch_size, Path(work) / "lines"))
             seconds, after = time.perf_counter() - start, process.memory_info().rss
     return {"seconds": seconds, "before": before, "after": after, "peak": memory.peak}, texts
 
 
 def copies(recordings: Path, count: int, folder: Path) -> float:
-    """Fills a folder with so many copies; returns the seconds of audio."""
+    """Fills a folder with `count` copies of recordings; returns the seconds of audio."""
     originals = [Path(entry.location) for entry in AudioDataset([str(recordings)]).entries()]
     seconds = 0.0
     for index in range(count):
@@ -92,7 +94,7 @@ def copies(recordings: Path, count: int, folder: Path) -> float:
 
 
 def main() -> None:
-    """Prints a line for each contender and writes the table."""
+    """Measures all contenders, writes the table and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16])
@@ -116,8 +118,8 @@ def main() -> None:
         for repetition in range(arguments.repetitions):
             turn = repetition % len(contenders)
             for contender, batch_size in contenders[turn:] + contenders[:turn]:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                    figures, found = fresh.submit(timed, contender, batch_size, arguments, folder).result()
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+                    figures, found = executor.submit(measure_pass, contender, batch_size, arguments, folder).result()
                 texts.setdefault((contender, batch_size), found)
                 rows.append({"contender": contender, "batch size": batch_size, "repetition": repetition, **figures})
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -133,8 +135,8 @@ def main() -> None:
         before, after, peak = (value / 1e6 for value in memory)
         print(
             f"{contender}, batch {batch_size}: {seconds:.1f} s, {arguments.files / seconds:.1f} files/s, "
-            f"{audio / seconds:.1f} s of audio/s ({baseline / seconds:.2f} times one call for each), "
-            f"resident {before:.0f} MB, then {after:.0f} MB, at the most {peak:.0f} MB; {differ} differ"
+            f"{audio / seconds:.1f} s of audio/s ({baseline / seconds:.2f} times one call per file), "
+            f"resident {before:.0f} MB before, {after:.0f} MB after, peak {peak:.0f} MB; {differ} differ"
         )
 
 

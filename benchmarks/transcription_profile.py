@@ -1,16 +1,17 @@
 """
-Where the time of whole transcriptions goes: features, encoder, the parts of the decoder, and what lies between.
+Measures the time of each part of whole transcriptions: features, encoder, decoder, and the rest.
 
     python benchmarks/transcription_profile.py --stock FOLDER --compressed FOLDER --recordings FOLDER
-        [--clips 8] [--batch-sizes 1 8] [--language en] [--repetitions 3] [--threads 2]
+        [--num-clips 8] [--batch-sizes 1 8] [--language en] [--repetitions 3] [--threads 2]
         [--output build/transcription-profile]
 
-The same clips go through `lite-whisper transcribe`'s two backends without timestamps, greedily, the language told: each
-model by transformers in fp32 and, compressed, in int8, and by CTranslate2 in both. Clips are sorted by length, so
-batches are of like length. Each part is timed inside whole transcriptions, so parts add up; medians of milliseconds for
-a clip. Of CTranslate2's decoder the first step, with keys and values of the cross-attention, is a call of its own for
-one token, and "other steps" are what a whole call takes longer. The first pass warms up. Writes
-transcription_profile.json and transcription_profile.png, a panel for each batch size.
+The two backends of `lite-whisper transcribe` process the same clips with greedy decoding, the language set and no
+timestamps: transformers in float32 with both models and in int8 with the compressed model, CTranslate2 in float32 with
+the compressed model and in int8 with both. Batches hold clips of similar length. Parts are timed inside whole
+transcriptions, so they add up; figures are median milliseconds per clip. In CTranslate2, the first step of the decoder
+(including keys and values of cross-attention) is measured by a separate call that writes one token, and "other steps"
+is the rest of a whole call. The first pass is the warm-up. Writes transcription_profile.json and
+transcription_profile.png, with a panel per batch size.
 """
 
 import argparse
@@ -38,15 +39,15 @@ CONTENDERS: dict[str, tuple[str, Backend, str]] = {  # model, backend, dtype
     "ctranslate2 int8": ("compressed", "ctranslate2", "int8"),
     "stock ct2 int8": ("stock", "ctranslate2", "int8"),
 }
-REST = "between them"
+REST = "rest"
 
 
 def watch_transformers(watch: Stopwatch, recognizer: Any) -> None:
-    """Times the parts of the pipeline of transformers."""
+    """Adds the parts of the transformers pipeline to a stopwatch."""
     model = recognizer.model
     watch.module(model.get_encoder(), "encoder")
     decoder = model.model.decoder
-    # The first step begins where the encoder ended, so it is the one of several tokens, the prompt.
+    # The first step processes the whole prompt, later steps a single token.
     watch.module(decoder, lambda *_, **inputs: f"decoder, {_step(inputs['input_ids'])}")
     for layer in decoder.layers:
         for projection in (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj):
@@ -60,43 +61,43 @@ def _step(tokens: torch.Tensor) -> str:
 
 
 def watch_ctranslate2(watch: Stopwatch, recognizer: Any) -> None:
-    """Times the parts of the recognizer whose decoder is that of CTranslate2."""
+    """Adds the parts of the recognizer with the CTranslate2 decoder to a stopwatch."""
     watch.module(recognizer.model.get_encoder(), "encoder")
-    watch.attributes(recognizer, {"_decoded": "decoder, other steps"})
+    watch.attributes(recognizer, {"_decode": "decoder, other steps"})
     watch_features(watch, recognizer)
 
 
 def watch_features(watch: Stopwatch, recognizer: Any) -> None:
-    """Times the spectrogram, as transformers computes it where there is torch."""
+    """Adds the log-mel features, which transformers computes with torch, to a stopwatch."""
     watch.attributes(recognizer.feature_extractor, {"_torch_extract_fbank_features": "log-mel"})
 
 
 def first_step(watch: Stopwatch, recognizer: Any, inputs: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    """Moves what CTranslate2 takes for one token from the other steps to the first."""
+    """Moves the time that CTranslate2 needs for one token from the other steps to the first."""
     config = recognizer.model.config
-    states = recognizer._encoded([each["raw"] for each in inputs])
+    states = recognizer._encode([each["raw"] for each in inputs])
     languages = [options["generate_kwargs"]["language"]] * len(inputs)
     prompts = recognizer._prompts(states, languages, "transcribe", False)
-    longest, config.max_target_positions = config.max_target_positions, len(prompts[0]) + 1
+    max_positions, config.max_target_positions = config.max_target_positions, len(prompts[0]) + 1
     try:
         watch.start()
-        recognizer._decoded(states, prompts, 1)
+        recognizer._decode(states, prompts, 1)
         watch.stop("decoder, first step")
     finally:
-        config.max_target_positions = longest
+        config.max_target_positions = max_positions
     watch.seconds["decoder, other steps"] -= watch.seconds["decoder, first step"]
 
 
 def times(recognizer: Any, backend: Backend, clips: list[Clip], batch_size: int, options: dict[str, Any]) -> Times:
-    """One transcription of the clips, part by part, in seconds for a clip."""
+    """Transcribes the clips; returns the seconds per clip of each part."""
     total: Times = {}
-    for places in batches_by_length(clips, recognizer.feature_extractor, batch_size):
-        inputs = [{"raw": clips[place].samples, "sampling_rate": SAMPLING_RATE} for place in places]
+    for indices in batches_by_length(clips, recognizer.feature_extractor, batch_size):
+        inputs = [{"raw": clips[index].samples, "sampling_rate": SAMPLING_RATE} for index in indices]
         watch = Stopwatch("cpu")
         (watch_ctranslate2 if backend == "ctranslate2" else watch_transformers)(watch, recognizer)
         with watch.running():
-            # The pipeline takes its inputs apart.
-            watch.wrapped(recognizer, REST)([dict(each) for each in inputs], batch_size=batch_size, **options)
+            # Copies, because the pipeline empties its inputs.
+            watch.wrap(recognizer, REST)([dict(each) for each in inputs], batch_size=batch_size, **options)
         if backend == "ctranslate2":
             first_step(watch, recognizer, inputs, options)
         for name, seconds in watch.seconds.items():
@@ -105,12 +106,12 @@ def times(recognizer: Any, backend: Backend, clips: list[Clip], batch_size: int,
 
 
 def main() -> None:
-    """Measures one batch size after the other, writing table and plot anew after each."""
+    """Measures all batch sizes; rewrites the table and the plot after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", required=True)
     parser.add_argument("--compressed", required=True)
     parser.add_argument("--recordings", required=True)
-    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--num-clips", type=int, default=8)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--language", default="en")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -120,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    clips = list(itertools.islice(AudioDataset([arguments.recordings]), arguments.clips))
+    clips = list(itertools.islice(AudioDataset([arguments.recordings]), arguments.num_clips))
     length = sum(len(clip.samples) for clip in clips) / SAMPLING_RATE / len(clips)
     generate_kwargs = {"language": arguments.language, "task": "transcribe", "num_beams": 1}
     options = pipeline_options("none", generate_kwargs)
@@ -129,17 +130,17 @@ def main() -> None:
         measured: dict[str, list[Times]] = {name: [] for name in CONTENDERS}
         recognizers = {}
         for name, (model, backend, dtype) in CONTENDERS.items():
-            computing = ComputeSettings(backend, dtype, "cpu", batch_size)
+            compute_settings = ComputeSettings(backend, dtype, "cpu", batch_size)
             recognizers[name], _ = load_recognizer(
-                *load_model(getattr(arguments, model)), computing, lambda: None, options
+                *load_model(getattr(arguments, model)), compute_settings, lambda: None, options
             )
         for repetition in tqdm(range(-1, arguments.repetitions), desc=f"batch size {batch_size}"):
             for name, (_, backend, _) in CONTENDERS.items():
                 parts = times(recognizers[name], backend, clips, batch_size, options)
-                if repetition >= 0:  # the first warms up
+                if repetition >= 0:  # the first one is the warm-up
                     measured[name].append(parts)
-        title = f"{len(clips)} clips of {length:.1f} s in the mean, batch size {batch_size}"
-        rows += table({name: medians(of_one) for name, of_one in measured.items()}, title)
+        title = f"{len(clips)} clips of {length:.1f} s on average, batch size {batch_size}"
+        rows += table({name: medians(repetitions) for name, repetitions in measured.items()}, title)
         write_results(rows, arguments.output / "transcription_profile.json", milliseconds(rows))
         plot(rows, arguments.output / "transcription_profile.png")
 

@@ -54,4 +54,4 @@ def test_recovery_speed_runs() -> None:
     words = [sys.executable, *map(str, command), "--device", "cpu", "--threads", "1"]
     result = subprocess.run(words, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert re.search(r"tiny fast, batch 1, fp32, CPU, 1 threads: [\d.]+ steps/s", result.stdout)
+    assert re.search(r"tiny fast, batch 1, float32, CPU, 1 threads: [\d.]+ steps/s", result.stdout)
