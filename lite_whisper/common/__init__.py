@@ -1,1 +1,1 @@
-"""What every floor uses: errors, processes, files that are never half-written, a journal, timing."""
+"""Helpers used throughout the package: errors, processes, atomic file writes, JSON lines, memory and timing."""

@@ -1,13 +1,13 @@
-"""What goes wrong because of what the user gave."""
+"""The exception for invalid user input."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message names it, says what was expected and what to do.
+    """Raised when a user's input cannot be used; the message names the input, what was expected and what to do next.
 
     Args:
-        message (`str`): the whole of it, which `str(error)` gives back.
-        setting (`str`, *optional*): name of the setting that mends it, such as `"output"`. The command line names its
-            option; the two are named alike: `"batch_size"` is `--batch-size`.
+        message (`str`): the complete message, as returned by `str(error)`.
+        setting (`str`, *optional*): the setting to change, such as `"output"`. The command line appends the option of
+            the same name to the message: `"batch_size"` is `--batch-size`.
     """
 
     def __init__(self, message: str, setting: str | None = None):

@@ -1,4 +1,4 @@
-"""Writing results so that nothing half-written is ever found under their name."""
+"""Atomic file writes, working folders of interrupted runs, and checks of output paths."""
 
 import glob
 import json
@@ -11,21 +11,21 @@ from typing import Any
 
 from .errors import InputError
 
-MOST = 5  # differences that are named
-ORIGIN = "origin.json"  # in a folder of what took long, says from what it was made
-LONGEST_NAME = 220  # bytes; file systems take 255, and a temporary name is longer
+MAX_DIFFERENCES = 5  # listed in an error message
+ORIGIN = "origin.json"  # records the settings of the results in a folder
+MAX_NAME_BYTES = 220  # file systems allow 255, and temporary names are longer
 
 
 @contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
     """
-    Gives a name beside `path` for a file or folder, renamed to `path` on success and removed on any failure.
+    Yields a temporary path next to `path`, which is renamed to `path` on success and removed on failure.
 
-    What runs that were killed left there is removed first.
+    The caller creates a file or folder there. Leftovers of killed runs are removed first.
     """
     temporary, replaced = (path.parent / f".{path.name}.{os.getpid()}.{end}" for end in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    tidy(path)
+    remove_leftovers(path)
     try:
         yield temporary
         if path.is_dir():
@@ -40,8 +40,8 @@ def temporary_name(path: Path) -> Iterator[Path]:
             _remove(left_over)
 
 
-def tidy(path: Path) -> None:
-    """Removes what processes that are gone left beside `path`; a folder that one was about to replace is put back."""
+def remove_leftovers(path: Path) -> None:
+    """Removes temporary files of terminated processes next to `path` and restores a folder that one was replacing."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*"):
         process, _, end = left_over.name.removeprefix(f".{path.name}.").partition(".")
         if not process.isdigit() or end not in ("tmp", "old"):
@@ -59,7 +59,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # of another user, or no process at all
+    except (PermissionError, OverflowError):  # another user's process, or not a valid process ID
         pass
     return True
 
@@ -72,17 +72,21 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
+def working_folder(path: Path, owner: bool = True) -> Iterator[Path]:
     """
-    Names a folder beside `path` for what took long to compute, which may be created there.
+    Yields the path of a folder next to `path` for intermediate results, which the caller may create.
 
-    It outlasts a failure or an interruption, so that the next run can go on from it, and is removed on success, and
-    where it holds no result yet, by its owner where several processes use it. Every file in it holds its own origin, or
-    its folder has one, see `claim`.
+    The folder survives failures and interruptions so that the next run can resume. The owner removes it on success, or
+    if it holds no results yet. Each file in it records its own settings, or its folder does, see `record_origin`.
+
+    Args:
+        path (`Path`): the output of the run.
+        owner (`bool`, *optional*, defaults to `True`): whether this process removes the folder; exactly one of the
+            processes that share it should.
     """
     folder = path.parent / f"{path.name}.unfinished"
     if owner:
-        tidy(path)
+        remove_leftovers(path)
     try:
         yield folder
     except BaseException:
@@ -90,160 +94,168 @@ def unfinished(path: Path, owner: bool = True) -> Iterator[Path]:
             shutil.rmtree(folder)
         raise
     if owner and folder.exists():
-        # As a whole: of a part of it, the next run would not know what it was made from.
-        gone = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        folder.rename(gone)
-        shutil.rmtree(gone)
+        # Renamed first, because the next run could not tell the settings of a partly deleted folder.
+        removed = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        folder.rename(removed)
+        shutil.rmtree(removed)
 
 
 def _holds_results(folder: Path) -> bool:
-    """Whether there is a file other than an origin, or what a kill has left of one."""
+    """Whether there is any file other than `ORIGIN` and temporary files."""
     return any(path.is_file() and path.name != ORIGIN and path.name[0] != "." for path in folder.rglob("*"))
 
 
 def record_origin(folder: Path, origin: dict[str, Any]) -> None:
     """
-    Makes a folder the place for results of one origin, which is written into it; other results are refused.
+    Records the settings of a folder's results, and refuses a folder with results of other settings.
 
     Args:
-        folder (`Path`): for files that do not tell by themselves what they were made from.
-        origin (`dict[str, Any]`): what decides the outcome.
+        folder (`Path`): folder of files that do not record their settings themselves.
+        origin (`dict[str, Any]`): all settings that affect the results.
 
     Raises:
-        InputError: the folder holds results of another origin, or of an unknown one.
+        InputError: the folder holds results of other or unknown settings.
     """
-    kept = folder / ORIGIN
+    path = folder / ORIGIN
     if not folder.exists() or not _holds_results(folder):
-        write_kept(kept, origin)
-    elif kept.exists():
-        check_same(read_kept(kept), origin, folder)
+        write_json(path, origin)
+    elif path.exists():
+        check_unchanged(read_json(path), origin, folder)
     else:
         raise InputError(
-            f"{folder} does not say what it was made from, so nothing in it can be used; remove the whole folder to "
-            "begin anew"
+            f"{folder} does not record its settings, so its contents cannot be reused; remove the whole folder to "
+            "start again"
         )
 
 
-def read_kept(path: Path, advice: str = "") -> dict[str, Any]:
+def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     """
-    Reads a JSON object that an earlier run has left.
+    Reads a JSON object that an earlier run wrote.
+
+    Args:
+        path (`Path`): the file.
+        advice (`str`, *optional*): end of the error message; by default, to remove the folder and start again.
 
     Raises:
-        InputError: it is missing or damaged; the message ends with the advice, by default to begin anew.
+        InputError: the file is missing or damaged.
     """
-    advice = advice or f"remove {path.parent} to begin anew"
+    advice = advice or f"remove {path.parent} to start again"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); {advice}") from error
-    if not isinstance(kept, dict):
-        raise InputError(f"{path} is damaged (it holds no JSON object); {advice}")
-    return kept
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged (not a JSON object); {advice}")
+    return values
 
 
-def write_kept(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON object for a later run."""
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON object atomically."""
     with temporary_name(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def check_writable(path: Path, setting: str = "output") -> None:
     """
-    Makes sure, before any work is done, that a file or folder can be written.
+    Checks, before any work is done, that a file or folder can be written.
 
     Args:
-        path (`Path`): of the file or folder.
-        setting (`str`, *optional*, defaults to `"output"`): which names it.
+        path (`Path`): the file or folder.
+        setting (`str`, *optional*, defaults to `"output"`): the setting that holds the path.
 
     Raises:
-        InputError: it has no valid name, or nothing can be written into the folder above it.
+        InputError: the name is invalid, or the parent folder is not writable.
     """
-    if "\0" in str(path) or len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise InputError(f"{path.name[:40]!r}... is no name for a file; choose a shorter one", setting)
+    if "\0" in str(path) or len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise InputError(f"{path.name[:40]!r}... is not a valid file name; choose a shorter one", setting)
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"nothing can be written below {parent}; choose another place", setting)
+        raise InputError(f"cannot create files in {parent}; choose another location", setting)
 
 
 def check_output_file(path: Path, setting: str = "output") -> None:
-    """`check_writable` of a file, which may exist, but not as a folder."""
+    """Like `check_writable`, and also refuses an existing folder."""
     check_writable(path, setting)
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file", setting)
+        raise InputError(f"{path} is a folder; give a file name", setting)
 
 
-def check_output_folder(path: Path, overwrite: bool, known_by: str = "config.json") -> None:
+def check_output_folder(path: Path, overwrite: bool, marker: str = "config.json") -> None:
     """
-    Makes sure, before any work is done, that a folder may be written to `path`.
+    Checks, before any work is done, that an output folder can be written to `path`.
+
+    Args:
+        path (`Path`): the output folder.
+        overwrite (`bool`): whether an existing folder may be replaced.
+        marker (`str`, *optional*, defaults to `"config.json"`): a file that every output folder of this kind contains;
+            folders without it are never replaced.
 
     Raises:
-        InputError: it exists and `overwrite` is not set, or what would be overwritten is not a folder of that kind,
-            `known_by` a file that every one of them holds.
+        InputError: the folder is not writable, exists without `overwrite` being set, or lacks `marker`.
     """
     check_writable(path)
-    tidy(path)
+    remove_leftovers(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not path.is_dir() or not (path / known_by).exists():
-        raise InputError(f"{path} exists and is not a folder with {known_by}; choose another output", setting="output")
+    if not path.is_dir() or not (path / marker).exists():
+        raise InputError(f"{path} exists but is not a folder with {marker}; choose another output", setting="output")
     if not overwrite:
-        raise InputError(f"{path} exists; choose another output, or have it replaced", setting="overwrite")
+        raise InputError(f"{path} exists; choose another output or overwrite it", setting="overwrite")
 
 
-def check_output(output: Path, source: str, overwrite: bool = False, known_by: str = "config.json") -> None:
+def check_output(output: Path, source: str, overwrite: bool = False, marker: str = "config.json") -> None:
     """
-    Makes sure, before any work is done, that a folder can be written.
+    Checks, before any work is done, that an output folder can be written and is not the source model.
 
     Args:
-        output (`Path`): the folder.
-        source (`str`): the model that it is made from.
-        overwrite (`bool`): whether a folder that exists may be replaced.
-        known_by (`str`): a file that every folder of its kind holds; others are not replaced.
+        output (`Path`): the output folder.
+        source (`str`): the model that is converted.
+        overwrite (`bool`, *optional*, defaults to `False`): as in `check_output_folder`.
+        marker (`str`, *optional*, defaults to `"config.json"`): as in `check_output_folder`.
 
     Raises:
-        InputError: it exists, cannot be written, or is the source itself.
+        InputError: as in `check_output_folder`, or the output is the source.
     """
-    check_output_folder(output, overwrite, known_by)
+    check_output_folder(output, overwrite, marker)
     if output.resolve() == Path(source).resolve():
-        raise InputError(f"the output is {source} itself; choose another folder", setting="output")
+        raise InputError(f"the output {output} is the source model; choose another folder", setting="output")
 
 
-def check_same(kept: dict[str, Any], wanted: dict[str, Any], path: Path, remove: str = "it") -> None:
+def check_unchanged(stored: dict[str, Any], expected: dict[str, Any], path: Path, remove: str = "it") -> None:
     """
-    Refuses to go on with what was made with other settings, and says with which.
+    Raises an error that lists the differences if stored results were created with other settings.
 
     Args:
-        kept (`dict[str, Any]`): what it was made with.
-        wanted (`dict[str, Any]`): what it should have been made with, which is compared as JSON has it; other keys of
-            `kept` do not matter.
-        path (`Path`): the file or folder.
-        remove (`str`, *optional*, defaults to `"it"`): what to remove to begin anew.
+        stored (`dict[str, Any]`): the settings of the stored results; keys that `expected` lacks are ignored.
+        expected (`dict[str, Any]`): the current settings, compared after conversion to JSON.
+        path (`Path`): the file or folder with the results.
+        remove (`str`, *optional*, defaults to `"it"`): what the user should remove to start again.
 
     Raises:
-        InputError: they differ.
+        InputError: a setting differs.
     """
-    wanted = json.loads(json.dumps(wanted))
+    expected = json.loads(json.dumps(expected))
     differences = [
-        difference for name, value in wanted.items() for difference in _differences(name, kept.get(name), value)
+        difference for name, value in expected.items() for difference in _differences(name, stored.get(name), value)
     ]
     if differences:
-        more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
+        more = f"; and {len(differences) - MAX_DIFFERENCES} more" if len(differences) > MAX_DIFFERENCES else ""
         remove = "the whole folder" if path.is_dir() else remove
         raise InputError(
-            f"{path} was made from something else: {'; '.join(differences[:MOST])}{more}. "
-            f"Give the same settings, or another file or output, or remove {remove} to begin anew"
+            f"{path} was created with other settings: {'; '.join(differences[:MAX_DIFFERENCES])}{more}. "
+            f"Use the same settings, choose another file or output, or remove {remove} to start again"
         )
 
 
-def _differences(name: str, kept: Any, wanted: Any) -> Iterator[str]:
-    if isinstance(kept, dict) and isinstance(wanted, dict):
-        for key in {**wanted, **kept}:
-            yield from _differences(f"{name} {key}", kept.get(key), wanted.get(key))
-    elif _is_rows(kept) and _is_rows(wanted) and len(kept) == len(wanted):
-        for index, (there, here) in enumerate(zip(kept, wanted, strict=True)):
-            yield from _differences(f"{name} {index}", there, here)
-    elif kept != wanted:
-        yield f"{name} {kept} there, {wanted} here"
+def _differences(name: str, stored: Any, expected: Any) -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        for key in {**expected, **stored}:
+            yield from _differences(f"{name} {key}", stored.get(key), expected.get(key))
+    elif _is_rows(stored) and _is_rows(expected) and len(stored) == len(expected):
+        for index, (before, after) in enumerate(zip(stored, expected, strict=True)):
+            yield from _differences(f"{name} {index}", before, after)
+    elif stored != expected:
+        yield f"{name} was {stored}, now {expected}"
 
 
 def _is_rows(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A journal: a file of JSON lines that is only ever added to, each line with a checksum of its own."""
+"""Append-only files of JSON lines, each with a checksum."""
 
 import json
 import logging
@@ -13,17 +13,18 @@ from .files import temporary_name
 
 logger = logging.getLogger(__name__)
 
-
 CHECKSUM = "crc32"
 
 
 def append_lines(path: Path, lines: Iterable[Any]) -> None:
     """
-    Adds lines to a manifest, or to another file of dataclasses; they are on the disk when it returns.
+    Appends dataclass instances to a JSON lines file, each with a checksum, and flushes the file to disk.
 
-    Each has a checksum of the rest of it, see `verify_line`.
+    Args:
+        path (`Path`): the file, created if it does not exist.
+        lines (`Iterable`): dataclass instances.
     """
-    # A name of a file that is no UTF-8 has lone surrogates, which JSON can hold in escaped form alone.
+    # File names that are not valid UTF-8 contain lone surrogates, which JSON can only represent escaped.
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         for line in lines:
             values = asdict(line)
@@ -33,10 +34,10 @@ def append_lines(path: Path, lines: Iterable[Any]) -> None:
 
 
 def verify_line(values: dict[str, Any]) -> None:
-    """Raises `ValueError` where a line that `append_lines` wrote, parsed, is not as it was written."""
+    """Raises `ValueError` if a parsed line does not match its checksum; lines without a checksum pass."""
     rest = {name: value for name, value in values.items() if name != CHECKSUM}
     if values.get(CHECKSUM, checksum := _checksum(rest)) != checksum:
-        raise ValueError(f"its {CHECKSUM} is {values[CHECKSUM]} and should be {checksum}")
+        raise ValueError(f"{CHECKSUM} is {values[CHECKSUM]}, expected {checksum}")
 
 
 def _checksum(values: dict[str, Any]) -> int:
@@ -44,10 +45,12 @@ def _checksum(values: dict[str, Any]) -> int:
 
 
 def truncate_torn_line(path: Path) -> None:
-    """Removes a last line that an interruption has left without its end."""
+    """Removes an incomplete last line, as an interrupted write leaves it."""
     contents = path.read_bytes()
     if contents and not contents.endswith(b"\n"):
-        whole = contents.rfind(b"\n") + 1
-        logger.warning("%s: the last line was cut off by an interruption; that utterance is done again", path)
+        end = contents.rfind(b"\n") + 1
+        logger.warning(
+            "%s: removed an incomplete last line left by an interrupted run; its recording is processed again", path
+        )
         with temporary_name(path) as temporary:
-            temporary.write_bytes(contents[:whole])
+            temporary.write_bytes(contents[:end])

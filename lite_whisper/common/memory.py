@@ -1,4 +1,4 @@
-"""How much memory a stretch of a program takes at the most."""
+"""Measurement of peak memory."""
 
 import ctypes
 import gc
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-RESET = Path("/proc/self/clear_refs")  # Linux only
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux only
 
 
 class PeakMemory:
     """
-    The largest memory while the context lasts: of the device, or of this process where the device is the CPU.
+    Context manager that measures the peak memory of a CUDA device or, for the CPU, of this process.
 
     Args:
         device (`torch.device`, *optional*): the CPU by default.
 
     Attributes:
-        peak (`int`): bytes; on the CPU of other systems than Linux the largest since the process began.
-        above_start (`int`): bytes above what was taken at its start.
+        peak (`int`): peak memory in bytes; for the CPU on systems other than Linux, the peak since the process started.
+        above_start (`int`): increase of the high-water mark within the context, in bytes.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -30,9 +30,9 @@ class PeakMemory:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        elif RESET.exists():
-            ctypes.CDLL(None).malloc_trim(0)  # what lies free in the heap would hide later allocations
-            RESET.write_text("5")  # the kernel's high-water mark starts again from here
+        elif CLEAR_REFS.exists():
+            ctypes.CDLL(None).malloc_trim(0)  # free heap memory would hide later allocations
+            CLEAR_REFS.write_text("5")  # resets the kernel's high-water mark
         self._before = self._high_water_mark()
         return self
 
@@ -43,7 +43,7 @@ class PeakMemory:
     def _high_water_mark(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        if RESET.exists():
+        if CLEAR_REFS.exists():
             return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

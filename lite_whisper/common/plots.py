@@ -1,4 +1,4 @@
-"""A plot as a file."""
+"""Plots written to image files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 @contextmanager
 def saved_figure(path: Path, width: float = 6, height: float = 4) -> "Iterator[tuple[Figure, Axes]]":
     """
-    Gives an empty figure and its axes, and writes it as PNG when the context ends.
+    Yields an empty figure and its axes, and writes the figure as PNG when the context exits.
 
     Args:
-        path (`Path`): of the image; its suffix does not matter.
-        width (`float`): in inches.
-        height (`float`): in inches.
+        path (`Path`): the image file, a PNG whatever its suffix.
+        width (`float`, *optional*, defaults to 6): width in inches.
+        height (`float`, *optional*, defaults to 4): height in inches.
     """
-    from matplotlib.figure import Figure  # not pyplot, which may open windows
+    from matplotlib.figure import Figure  # pyplot might open windows
 
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure, figure.subplots()

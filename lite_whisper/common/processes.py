@@ -1,4 +1,4 @@
-"""Processes that `accelerate launch` starts share one piece of work; a process of its own has all of it."""
+"""Sharing work among the processes started by `accelerate launch`; a single process does all of it."""
 
 import atexit
 import logging
@@ -13,28 +13,28 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)  # one may work long while others wait; of those that died the launcher knows
+TIMEOUT = timedelta(days=7)  # some processes may wait long for others; the launcher detects crashes
 
 
 def available_device(device: str | None) -> str:
-    """The device that was asked for, or else cuda where there is a GPU."""
+    """Returns the requested device, by default `"cuda"` if a GPU is available and `"cpu"` otherwise."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def join(device: str | None) -> str:
     """
-    Makes the processes known to each other; before anything is sharded.
+    Initialises the process group; call it before any work is sharded.
 
     Args:
-        device (`str`, *optional*): that was asked for; of several processes on GPUs each has its own.
+        device (`str`, *optional*): the requested device, see `available_device`; each process on GPUs gets its own.
 
     Returns:
         `str`: the device of this process.
     """
     device = available_device(device)
-    state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=torch.device(device).type == "cpu", timeout=TIMEOUT)
     if not state.is_main_process:
-        logging.disable(logging.WARNING)  # what all have to say is said once
+        logging.disable(logging.WARNING)  # only the main process logs warnings
     if not state.use_distributed:
         return device
     atexit.register(_leave)
@@ -42,43 +42,43 @@ def join(device: str | None) -> str:
 
 
 def _leave() -> None:
-    """Ends the group: its threads may abort a process that exits while they run."""
+    """Destroys the process group, whose threads could otherwise crash the process at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the main process, the only one that writes output."""
     return PartialState().is_main_process
 
 
 def num_processes() -> int:
-    """How many processes there are."""
+    """Returns the number of processes."""
     return PartialState().num_processes
 
 
 def shard(items: Iterable[T]) -> Iterator[T]:
-    """This process's part of what all of them go through: of N processes every N-th item."""
+    """Yields this process's share of the items: with N processes, every N-th item."""
     state = PartialState()
     return islice(items, state.process_index, None, state.num_processes)
 
 
 def global_index(index: int) -> int:
-    """Which place an item of `shard` has among the items of all."""
+    """Converts the index of an item of `shard` to its index among all items."""
     state = PartialState()
     return index * state.num_processes + state.process_index
 
 
 def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the tensors of all processes, which have one shape."""
+    """Sums a tensor over all processes; it has the same shape in each."""
     return reduce(tensor, "sum") if PartialState().use_distributed else tensor
 
 
 def all_gather(items: list[T]) -> list[T]:
-    """The items of all processes, in the same order in each; tensors in them must be on the CPU."""
+    """Concatenates the items of all processes, in the same order in each; tensors in them must be on the CPU."""
     return gather_object(items)
 
 
 def broadcast(value: T) -> T:
-    """What the main process says, whatever the others say; tensors in it must be on the CPU."""
+    """Returns the main process's value in every process; tensors in it must be on the CPU."""
     return broadcast_object_list([value])[0]

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files with a digest, and the sums of a long pass that an interrupted run goes on from."""
+"""Safetensors files with a digest, and checkpoints of sums over a dataset."""
 
 import hashlib
 import json
@@ -11,14 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import InputError
-from .files import check_same, temporary_name
+from .files import check_unchanged, temporary_name
 from .processes import global_index, num_processes
 
-INTERVAL = 300.0  # seconds between two writes of a `Checkpoint`, whose files may have gigabytes
+INTERVAL = 300.0  # minimum seconds between two writes of a `Checkpoint`, whose file can be gigabytes in size
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file with a digest of all that it holds, by which `load_tensors` knows it to be whole."""
+    """Writes a safetensors file atomically, with a digest that `load_tensors` verifies."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with temporary_name(path) as temporary:
         save_file(tensors, temporary, metadata=metadata | {"sha256": _digest(tensors, metadata)})
@@ -26,18 +26,21 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[st
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
-    Reads what `save_tensors` wrote, or an earlier version without a digest: the tensors, on the CPU, and the metadata.
+    Reads a file written by `save_tensors` and verifies its digest; older files without a digest are accepted.
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], dict[str, str]]`: the tensors, on the CPU, and the metadata.
 
     Raises:
-        SafetensorError: it is no safetensors file.
-        ValueError: it is one, but not as it was written.
+        SafetensorError: it is not a safetensors file.
+        ValueError: the contents do not match the digest.
     """
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     digest = metadata.pop("sha256", None)
     if digest is not None and digest != _digest(tensors, metadata):
-        raise ValueError("what it holds is not what was written")
+        raise ValueError("the contents do not match the digest")
     return tensors, metadata
 
 
@@ -51,13 +54,13 @@ def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
 
 class Checkpoint:
     """
-    Sums over batches in a file, from which an interrupted pass over the same batches goes on, to the very same result.
+    A file of running sums over batches, from which an interrupted pass resumes with bit-identical results.
 
-    Of several processes each has a file of its own, for which there must be as many again.
+    Each process has its own file; the number of processes must stay the same.
 
     Args:
-        path (`Path`): of the file, to which `.safetensors` and the process are added.
-        origin (`dict`): what decides the outcome.
+        path (`Path`): path of the file without the process number and the suffix `.safetensors`.
+        origin (`dict`): all settings that affect the sums.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
@@ -67,10 +70,16 @@ class Checkpoint:
 
     def restore(self, sums: dict[str, torch.Tensor]) -> dict[str, Any]:
         """
-        Copies what is kept into the sums; returns what was noted with them, and nothing where there is nothing.
+        Copies the stored sums, if any, into the given tensors.
+
+        Args:
+            sums (`dict[str, torch.Tensor]`): the tensors to fill, changed in place.
+
+        Returns:
+            `dict[str, Any]`: the notes stored with the sums; empty if there is no checkpoint.
 
         Raises:
-            InputError: the file is damaged, or was made from something else.
+            InputError: the file is damaged or was written with other settings.
         """
         if not self._path.exists():
             return {}
@@ -78,14 +87,14 @@ class Checkpoint:
             tensors, metadata = load_tensors(self._path)
             origin, notes = json.loads(metadata["origin"]), json.loads(metadata["notes"])
         except (SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"{self._path} is no checkpoint ({error}); remove it to begin anew") from error
-        check_same(origin, self._origin, self._path)
+            raise InputError(f"{self._path} is not a valid checkpoint ({error}); remove it to start again") from error
+        check_unchanged(origin, self._origin, self._path)
         for name, total in sums.items():
             total.copy_(tensors[name])
         return notes
 
-    def keep(self, sums: dict[str, torch.Tensor], notes: dict[str, Any]) -> None:
-        """Writes the sums, which stay as they are, unless that was done only a while ago."""
+    def save(self, sums: dict[str, torch.Tensor], notes: dict[str, Any]) -> None:
+        """Writes the sums and notes if the last write was at least `INTERVAL` seconds ago."""
         if time.monotonic() - self._written >= INTERVAL:
             metadata = {"origin": json.dumps(self._origin), "notes": json.dumps(notes)}
             save_tensors(sums, self._path, metadata)

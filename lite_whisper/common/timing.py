@@ -1,4 +1,4 @@
-"""A clock that waits for the device."""
+"""Timing of work on a device."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
+    """Returns a monotonic time in seconds after all work queued on the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ..audio import AudioDataset, feature_batches
-from ..common.files import check_output_file, check_same
+from ..common.files import check_output_file, check_unchanged
 from ..common.processes import broadcast, is_main_process, num_processes, shard
 from ..common.tensor_files import Checkpoint
 from ..common.timing import now
@@ -164,7 +164,7 @@ def _load(path: Path | None, wanted: dict[str, Any]) -> Calibration | None:
         return None
     moments, sensitivities, origin = load_calibration(path)
     any_audio = wanted["datasets"] is None
-    check_same(origin, {"encoder_weights": wanted["encoder_weights"]} if any_audio else wanted, path)
+    check_unchanged(origin, {"encoder_weights": wanted["encoder_weights"]} if any_audio else wanted, path)
     return Calibration(moments, origin, sensitivities)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset
-from ..common.files import check_output, unfinished
+from ..common.files import check_output, working_folder
 from ..common.processes import is_main_process, join
 from ..lowrank.time_cost import load_time_table
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
@@ -82,7 +82,7 @@ def convert(settings: ConversionSettings) -> Conversion:
     check_output(settings.output, settings.base_model, settings.overwrite)
     device = join(settings.device)
     clips = clips_to_transcribe(settings)
-    with unfinished(settings.output, is_main_process()) as work:
+    with working_folder(settings.output, is_main_process()) as work:
         base = load_and_calibrate(settings, device, work)
         if settings.recipe == "liteasr":
             lite, recipe_report = compress_liteasr(settings, base.model, base.calibration)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..common.errors import InputError
-from ..common.files import check_same, unfinished
+from ..common.files import check_unchanged, working_folder
 from ..models.compression_json import COMPRESSION, public_name, read_compression
 from .calibration import calibration_settings
 from .convert import Conversion, convert
@@ -34,7 +34,7 @@ def convert_presets(settings: ConversionSettings) -> Iterator[tuple[Path, Conver
     Raises:
         InputError: as in `convert`, or an existing checkpoint was made with other settings.
     """
-    with unfinished(settings.output / "calibration") as work:
+    with working_folder(settings.output / "calibration") as work:
         for preset in SUFFIXES:
             folder = settings.output / checkpoint_name(settings.base_model, preset)
             calibration_file = settings.calibration_file or work / "calibration.safetensors"
@@ -57,4 +57,4 @@ def _check_existing(settings: ConversionSettings) -> None:
     wanted = calibration_settings(settings, report["calibration"].get("encoder_weights"))
     wanted["datasets"] = [public_name(source) for source in settings.dataset or ()]
     wanted["rank_multiple"] = settings.rank_multiple
-    check_same({**report["calibration"], **report["recipe"]}, wanted, path)
+    check_unchanged({**report["calibration"], **report["recipe"]}, wanted, path)

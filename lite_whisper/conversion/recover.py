@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..audio import AudioDataset, feature_batches
-from ..common.files import check_output, unfinished
+from ..common.files import check_output, working_folder
 from ..common.processes import is_main_process, join, shard
 from ..models.compression_json import public_name, read_compression
 from ..models.folders import base_model_of, fingerprint, load_base_model, load_compressed_model, load_processor
@@ -70,7 +70,7 @@ def recover_model(settings: RecoverySettings) -> dict[str, Any]:
     datasets = [public_name(source) for source in settings.dataset]
     origin = {"student": fingerprint(student), "teacher": fingerprint(teacher), "num_windows": settings.num_windows}
     student.float().to(join(settings.device))  # type: ignore[arg-type]
-    with unfinished(settings.output, is_main_process()) as work:
+    with working_folder(settings.output, is_main_process()) as work:
         recovery = recover(
             student,
             teacher.float(),

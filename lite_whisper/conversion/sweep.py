@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 
 from ..audio import Clip
 from ..common.errors import InputError
-from ..common.files import check_output, check_same, read_kept, temporary_name, unfinished, write_kept
+from ..common.files import check_output, check_unchanged, read_json, temporary_name, working_folder, write_json
 from ..common.plots import saved_figure
 from ..common.processes import broadcast, is_main_process, join
 from ..lowrank.allocation import budget_ranks, threshold_ranks_within
@@ -56,7 +56,7 @@ def sweep(settings: ConversionSettings, ratios: Sequence[float]) -> Sweep:
     check_output(settings.output, settings.base_model, settings.overwrite, TABLE)
     device = join(settings.device)
     clips = clips_to_transcribe(settings)
-    with unfinished(settings.output, is_main_process()) as work:
+    with working_folder(settings.output, is_main_process()) as work:
         base = load_and_calibrate(settings, device, work, ratios)
         rows = _measure_all(settings, ratios, base, clips, work)
         rows = [row for row in rows if row["ratio"] in (1.0, *ratios)]
@@ -103,8 +103,8 @@ def _measure_all(
     }
     saved = work / "sweep.json"
     beginning: dict[str, Any] = {"settings": decisive, "rows": []}
-    table = broadcast(read_kept(saved) if is_main_process() and saved.exists() else beginning)
-    check_same(table["settings"], decisive, saved)
+    table = broadcast(read_json(saved) if is_main_process() and saved.exists() else beginning)
+    check_unchanged(table["settings"], decisive, saved)
     rows = table["rows"]
 
     def add(recipe: str, ratio: float, build: Callable[[], WhisperForConditionalGeneration]) -> None:
@@ -112,7 +112,7 @@ def _measure_all(
             figures = measure(build(), base.processor, clips, settings, base.dtype)
             rows.append({"recipe": recipe, "ratio": ratio, **figures})
             if is_main_process():
-                write_kept(saved, table)
+                write_json(saved, table)
 
     add("uncompressed", 1.0, lambda: model)
     for ratio in ratios:

@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from ..audio import AudioDataset
 from ..audio.calls import holds_calls
 from ..common.errors import InputError
-from ..common.files import check_same
+from ..common.files import check_unchanged
 from ..common.memory import PeakMemory
 from ..common.processes import all_gather, is_main_process, join
 from ..models.compression_json import public_name
@@ -144,7 +144,7 @@ def _evaluate_set(
         if path.exists():
             previous = read_settings(path)
             expected = {key: value for key, value in run_settings.items() if key not in RESUMABLE_CHANGES}
-            check_same(previous, expected, path, f"both it and {settings_path(path).name}")
+            check_unchanged(previous, expected, path, f"both it and {settings_path(path).name}")
             peak = previous.get("peak_memory") or 0
         write_settings(path, run_settings)
     # All chunks of a call share its reference, which may span an hour of speech.

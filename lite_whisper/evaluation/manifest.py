@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..common.files import read_kept, write_kept
+from ..common.files import read_json, write_json
 from ..common.json_lines import verify_line
 
 NUMERIC_FIELDS = ("duration", "time", "encoder_time", "decoder_time")
@@ -121,9 +121,9 @@ def read_settings(manifest: Path) -> dict[str, Any]:
     Raises:
         InputError: if the settings file is missing or malformed.
     """
-    return read_kept(settings_path(manifest), "keep it beside its manifest, or remove both and evaluate again")
+    return read_json(settings_path(manifest), "keep it beside its manifest, or remove both and evaluate again")
 
 
 def write_settings(manifest: Path, settings: dict[str, Any]) -> None:
     """Writes the settings file beside a manifest."""
-    write_kept(settings_path(manifest), settings)
+    write_json(settings_path(manifest), settings)

@@ -153,7 +153,7 @@ def collect_moments(
                     "frames": moments[0]["q_proj"].count,
                 }
                 if checkpoint:
-                    checkpoint.keep(sums, done)
+                    checkpoint.save(sums, done)
     finally:
         for hook in hooks:
             hook.remove()

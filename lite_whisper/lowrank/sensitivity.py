@@ -113,7 +113,7 @@ def collect_sensitivities(
                     "weights": {name: m.count for name, m in weighted.items()},
                 }
                 if checkpoint:
-                    checkpoint.keep(named, {"done": done, "languages": languages})
+                    checkpoint.save(named, {"done": done, "languages": languages})
     finally:
         model.train(training)
     passes = draws * int(all_reduce(torch.tensor(done["frames"], device=model.device)))

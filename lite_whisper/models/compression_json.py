@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..common.files import read_kept, write_kept
+from ..common.files import read_json, write_json
 
 COMPRESSION = "compression.json"
 ADVICE = "convert again, or copy the file from the original model folder"
@@ -31,7 +31,7 @@ def read_compression(folder: Path) -> dict[str, Any] | None:
     path = folder / COMPRESSION
     if not path.exists():
         return None
-    report = read_kept(path, ADVICE)
+    report = read_json(path, ADVICE)
     if "base_model" not in report:
         raise InputError(f"{path} does not name the base_model; {ADVICE}")
     for name, (entry_type, description) in ENTRY_TYPES.items():
@@ -45,7 +45,7 @@ def read_compression(folder: Path) -> dict[str, Any] | None:
 
 def write_compression(folder: Path, report: dict[str, Any]) -> None:
     """Writes `compression.json` into a model folder."""
-    write_kept(folder / COMPRESSION, report)
+    write_json(folder / COMPRESSION, report)
 
 
 def public_name(source: str) -> str:

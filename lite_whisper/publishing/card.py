@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..common.errors import InputError
-from ..common.files import read_kept, temporary_name
+from ..common.files import read_json, temporary_name
 from ..evaluation.report import Evaluation, Result, differences, eval_results, figures, score
 from ..models.compression_json import COMPRESSION, read_compression
 from ..models.folders import CARD
@@ -64,7 +64,7 @@ def card_data(folder: Path) -> tuple[Data, Data | None]:
     """
     compression = read_compression(folder)
     evaluation_file = folder / EVALUATION
-    evaluation = read_kept(evaluation_file, "evaluate and publish again") if evaluation_file.exists() else None
+    evaluation = read_json(evaluation_file, "evaluate and publish again") if evaluation_file.exists() else None
     if compression is None:
         raise InputError(
             f"{folder} has no {COMPRESSION}, from which model cards are rendered; write its README.md by hand"

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..common.files import write_kept
+from ..common.files import write_json
 from ..common.timing import now
 from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from .distillation_data import Recovery, collate, compared_layers
@@ -179,7 +179,7 @@ class WriteDigests(TrainerCallback):
         processes.wait_for_everyone()  # each writes a file of its own
         if processes.is_main_process:
             checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_kept(checkpoint / DIGESTS, {path.name: _digest(path) for path in checkpoint.iterdir()})
+            write_json(checkpoint / DIGESTS, {path.name: _digest(path) for path in checkpoint.iterdir()})
 
 
 def _digest(path: Path) -> str:

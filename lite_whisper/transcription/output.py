@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..common.errors import InputError
-from ..common.files import LONGEST_NAME, check_writable, temporary_name, tidy
+from ..common.files import MAX_NAME_BYTES, check_writable, remove_leftovers, temporary_name
 from .formats import TRANSCRIPT_FORMATS, Transcript
 from .transcriber import read_transcripts
 
@@ -60,7 +60,7 @@ class Output:
             InputError: the output exists, or it is a text or subtitle file and there may be several recordings.
         """
         path, is_single = self.path, len(sources) == 1 and Path(sources[0]).is_file()
-        tidy(path)
+        remove_leftovers(path)
         if self.format != JSON_LINES and not self.is_folder and not is_single:
             raise InputError(
                 f"{path} can only hold one recording, and there may be several; give a folder and the format "
@@ -140,8 +140,8 @@ def file_names(recordings: Sequence[str], format: str) -> list[str]:
 def _valid(name: str) -> str:
     """Replaces invalid characters in a path and truncates its components to the limit of file systems."""
     printable = "".join(character if character.isprintable() else "_" for character in name)
-    return "/".join(part if len(part.encode()) <= LONGEST_NAME else _truncated(part) for part in printable.split("/"))
+    return "/".join(part if len(part.encode()) <= MAX_NAME_BYTES else _truncated(part) for part in printable.split("/"))
 
 
 def _truncated(part: str) -> str:
-    return part.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return part.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

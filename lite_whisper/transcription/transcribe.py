@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from ..audio import AudioDataset, Clip
 from ..common.errors import InputError
-from ..common.files import record_origin, unfinished
+from ..common.files import record_origin, working_folder
 from ..common.processes import available_device
 from ..models.folders import check_language, fingerprint, load_model
 from .output import Output
@@ -108,7 +108,7 @@ def transcribe_to_output(settings: TranscriptionSettings) -> TranscriptionSummar
         **{name: getattr(settings, name) for name in ("batch_size", "backend", "sequential")},
     }
     choice = ""
-    with unfinished(settings.output.path) as work:
+    with working_folder(settings.output.path) as work:
         record_origin(work, origin)
         lines = work / "transcripts.jsonl"
         if settings.ray:

@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_repeated_and_changes_are_refused(
     capsys.readouterr()
     assert main([*arguments, "--num-beams", "2"]) == 1
     said = capsys.readouterr().err
-    assert "generation num_beams 1 there, 2 here" in said and "settings.json" in said
+    assert "generation num_beams was 1, now 2" in said and "settings.json" in said
     manifest = folder / "MODEL_whisper-digits_DATASET_digits.jsonl"
     assert manifest.read_bytes() == (results / manifest.name).read_bytes()
     lines = manifest.read_text().split("\n")

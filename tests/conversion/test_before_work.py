@@ -84,11 +84,11 @@ def test_an_unwritable_output_is_reported_before_the_work(
     below = tmp_path / "file" / "below.json"
     assert convert.main(options(tmp_path / "lite", "--calibration-file", below)) == 1
     assert re.search(
-        r"nothing can be written below .*file.*\(--calibration-file\)", only_message(capsys.readouterr().err)
+        r"cannot create files in .*file.*\(--calibration-file\)", only_message(capsys.readouterr().err)
     )
     monkeypatch.setattr("lite_whisper.conversion.profile.measure_time_table", None)
     assert profile.main([str(MODEL), "--output", str(below)]) == 1
-    assert re.search(r"nothing can be written below .*\(--output\)", only_message(capsys.readouterr().err))
+    assert re.search(r"cannot create files in .*\(--output\)", only_message(capsys.readouterr().err))
     monkeypatch.setattr(evaluate, "evaluate_models", None)
     for path in (below, tmp_path):
         command = [str(MODEL), "--dataset", str(TEST_CLIPS), "--output", str(tmp_path / "results"), "--json", str(path)]

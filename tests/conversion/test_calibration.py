@@ -47,11 +47,11 @@ def test_saved_moments_replace_the_audio(tmp_path: Path, speech: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "4"], r"seed 3 there, 4 here"),
-        (["--noise", "0:40"], r"noise \[\] there, \[0.0, 40.0\] here"),
-        (["--num-windows", "5"], r"num_windows 4 there, 5 here"),
-        (["--dtype", "bfloat16"], r"dtype float32 there, bfloat16 here"),
-        (["--dataset", str(CLIPS)], rf"datasets .*speech.* there, .*{CLIPS}.* here"),
+        (["--seed", "4"], r"seed was 3, now 4"),
+        (["--noise", "0:40"], r"noise was \[\], now \[0.0, 40.0\]"),
+        (["--num-windows", "5"], r"num_windows was 4, now 5"),
+        (["--dtype", "bfloat16"], r"dtype was float32, now bfloat16"),
+        (["--dataset", str(CLIPS)], rf"datasets was .*speech.*, now .*{CLIPS}.*"),
     ],
 )
 def test_moments_of_other_settings_are_rejected(

@@ -54,7 +54,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lite.unfinished", "undisturbed"]
     # With other settings it is refused, and what was done stays.
     assert main(arguments(tmp_path / "lite", speech, *options, "--seed", "4")) == 1
-    assert "seed 3 there, 4 here" in only_message(capsys.readouterr().err)
+    assert "seed was 3, now 4" in only_message(capsys.readouterr().err)
     for name in ("collect_moments", "collect_sensitivities"):
         monkeypatch.setattr(f"lite_whisper.conversion.calibration.{name}", None)
     assert main(arguments(tmp_path / "lite", speech, *options)) == 0

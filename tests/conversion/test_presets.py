@@ -47,4 +47,4 @@ def test_three_checkpoints_from_one_calibration(
     assert {name for _, name in hub.repositories} == {f"org/{name}" for name in NAMES}
     assert "already exists; skipped" in capsys.readouterr().out
     assert convert_presets.main([*command, "--seed", "1"]) == 1
-    assert "seed 0 there, 1 here" in capsys.readouterr().err
+    assert "seed was 0, now 1" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def test_what_is_measured(monkeypatch) -> None:
 
 def test_errors(tmp_path: Path, capsys) -> None:
     assert command.main([str(MINIATURE), "--output", str(tmp_path)]) == 1
-    assert "is a folder; give the name of a file (--output)" in capsys.readouterr().err
+    assert "is a folder; give a file name (--output)" in capsys.readouterr().err
     assert command.main([str(tmp_path), "--output", str(tmp_path / "profile.json")]) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -22,7 +22,7 @@ from lite_whisper.audio import sources
 from lite_whisper.cli.exit_codes import run as exit_code
 from lite_whisper.cli.lite_whisper_commands import load
 from lite_whisper.common.errors import InputError
-from lite_whisper.common.files import check_output_folder, temporary_name, tidy, unfinished
+from lite_whisper.common.files import check_output_folder, remove_leftovers, temporary_name, working_folder
 from lite_whisper.common.json_lines import append, truncate_torn_line
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
 from lite_whisper.lowrank.storage import load_calibration, save_calibration
@@ -344,14 +344,14 @@ def test_a_dataset_that_breaks_off(line: str, stream: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [
-        ("recover", "--steps 6", "steps 2 there, 6 here"),
-        ("recover", "--bf16", "bf16 False there, True here"),
-        ("recover", "--learning-rate 0.5", "learning_rate 0.0001 there, 0.5 here"),
-        ("recover", "--num-samples 3", "num_samples 2 there, 3 here"),
-        ("transcribe", "--batch-size 3", "batch_size 2 there, 3 here"),
-        ("transcribe", "--language de", "language None there, de here"),
-        ("evaluate", "--num-samples 3", "num_samples None there, 3 here"),
-        ("evaluate", "--dtype bfloat16", "dtype float32 there, bfloat16 here"),
+        ("recover", "--steps 6", "steps was 2, now 6"),
+        ("recover", "--bf16", "bf16 was False, now True"),
+        ("recover", "--learning-rate 0.5", "learning_rate was 0.0001, now 0.5"),
+        ("recover", "--num-samples 3", "num_samples was 2, now 3"),
+        ("transcribe", "--batch-size 3", "batch_size was 2, now 3"),
+        ("transcribe", "--language de", "language was None, now de"),
+        ("evaluate", "--num-samples 3", "num_samples was None, now 3"),
+        ("evaluate", "--dtype bfloat16", "dtype was float32, now bfloat16"),
     ],
 )
 def test_another_argument_is_refused(
@@ -362,7 +362,7 @@ def test_another_argument_is_refused(
     monkeypatch.chdir(folder)
     assert run(f"{command(stage, inputs)} {options}") == 1
     said = error_of(capsys)
-    assert message in said and said.count(" there, ") == 1
+    assert message in said and said.count(", now ") == 1
     assert not differences(before, contents(folder))
 
 
@@ -413,17 +413,17 @@ def test_what_killed_processes_left_is_removed_and_put_back(tmp_path: Path) -> N
         assert not temporary.exists() and not (tmp_path / f".lite.{dead}.old").exists()
         temporary.mkdir()
     assert list(path.iterdir()) == [] and sorted(entry.name for entry in tmp_path.iterdir()) == [*kept, "lite"]
-    tidy(tmp_path / "there is none/lite")
+    remove_leftovers(tmp_path / "there is none/lite")
 
 
 def test_what_is_kept_goes_as_a_whole(tmp_path: Path, monkeypatch) -> None:
     """A process that is killed meanwhile leaves nothing that the next one would go on from."""
-    with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "out") as work:
+    with pytest.raises(KeyboardInterrupt), working_folder(tmp_path / "out") as work:
         work.mkdir()
         (work / "settings.json").write_text("{}")
         (work / "transcripts.jsonl").write_text("")
         monkeypatch.setattr(shutil, "rmtree", interrupt)
     monkeypatch.undo()
     assert [entry.name for entry in tmp_path.iterdir()] == [f".out.{os.getpid()}.tmp"]
-    with unfinished(tmp_path / "out"):
+    with working_folder(tmp_path / "out"):
         assert not any(tmp_path.iterdir())

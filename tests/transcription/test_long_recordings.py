@@ -148,7 +148,7 @@ def test_a_run_with_other_settings_is_not_resumed(recordings: Path, tmp_path: Pa
         patch.setattr(transcriber, "append_lines", interrupted)
         assert main(command) == 130
     assert main([*command, "--sequential"]) == 1
-    assert "sequential False there, True here" in capsys.readouterr().err
+    assert "sequential was False, now True" in capsys.readouterr().err
 
 
 def test_a_partly_finished_group_runs_again(recordings: Path, tmp_path: Path) -> None:

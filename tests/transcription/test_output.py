@@ -49,5 +49,5 @@ def test_invalid_file_names_become_valid(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".jsonl", "zero\0byte.jsonl"])
 def test_an_invalid_output_name_is_rejected_early(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no name for a file; choose a shorter one"):
+    with pytest.raises(InputError, match="is not a valid file name; choose a shorter one"):
         check_writable(tmp_path / name)

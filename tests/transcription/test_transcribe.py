@@ -105,7 +105,7 @@ def test_an_interrupted_run_is_resumed(
             file.write(b'{"index": 3, "aud')  # as after a power cut
         # Other options are rejected without losing anything.
         assert transcribe(recordings, tmp_path / "out.jsonl", "--timestamps", "word") == 1
-        assert "timestamps segment there, word here" in capsys.readouterr().err
+        assert "timestamps was segment, now word" in capsys.readouterr().err
     else:
         assert list(tmp_path.iterdir()) == []  # nothing is kept before the first result
     read = []
@@ -134,10 +134,10 @@ def test_results_of_other_settings_are_never_mixed(recordings: Path, tmp_path: P
     work = tmp_path / "out.jsonl.unfinished"
     assert transcribe(recordings, tmp_path / "out.jsonl") == 1
     errors = capsys.readouterr().err
-    assert re.search(rf"error: {work} was made .* task translate there, .* remove the whole folder", errors)
+    assert re.search(rf"error: {work} was created .* task was translate, now .* remove the whole folder", errors)
     (work / "origin.json").unlink()
     assert transcribe(recordings, tmp_path / "out.jsonl") == 1
-    assert re.search(rf"error: {work} does not say what .*; remove the whole folder", capsys.readouterr().err)
+    assert re.search(rf"error: {work} does not record .*; remove the whole folder", capsys.readouterr().err)
     assert not (tmp_path / "out.jsonl").exists()
 
 
