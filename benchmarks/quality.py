@@ -32,7 +32,7 @@ from transformers import WhisperForConditionalGeneration
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
 from lite_whisper.audio.windows import with_noise
-from lite_whisper.common.files import record_origin, write_kept
+from lite_whisper.common.files import record_origin, write_json
 from lite_whisper.conversion.convert import CalibratedModel, load_and_calibrate
 from lite_whisper.conversion.recipes import compress_loss_aware, projections_budget
 from lite_whisper.conversion.settings import ConversionSettings
@@ -76,7 +76,7 @@ def compare_words(references: Sequence[str], texts: Sequence[str], normalize: Ca
     """Compares each text with its reference."""
     pairs = [(normalize(reference), normalize(text)) for reference, text in zip(references, texts, strict=True)]
     counts = np.array([len(reference.split()) for reference, _ in pairs])
-    long = sum(len(text.split()) > 2 * count for (_, text), count in zip(pairs, counts, strict=True))
+    long = sum(len(text.split()) > 2 * len(reference.split()) for reference, text in pairs)
     return Words(np.array([word_errors(*pair) for pair in pairs]), counts, long)
 
 
@@ -214,7 +214,7 @@ class Benchmark:
             if not path.exists():
                 model = model or make().float().eval()
                 found = transcribe(model, self.processor, clips, self.arguments.batch_size, decoding).texts
-                write_kept(path, {clip.name: text for clip, text in zip(clips, found, strict=True)})
+                write_json(path, {clip.name: text for clip, text in zip(clips, found, strict=True)})
             kept = json.loads(path.read_text())
             texts[test] = [kept[clip.name] for clip in clips]
         return texts
