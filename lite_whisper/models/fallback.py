@@ -31,7 +31,7 @@ def needs_fallback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     return [
         index
         for index, text in enumerate(texts)
-        if _compression_ratio(text) > MAX_COMPRESSION_RATIO
+        if compression_ratio(text) > MAX_COMPRESSION_RATIO
         or len(tokenizer(text, add_special_tokens=False).input_ids) >= limit
     ]
 
@@ -47,6 +47,7 @@ def computing_all_positions(model: PreTrainedModel) -> Iterator[None]:
         encoder.use_constant_padding()
 
 
-def _compression_ratio(text: str) -> float:
+def compression_ratio(text: str) -> float:
+    """How many times smaller zlib makes a text; a hallucination loop exceeds `MAX_COMPRESSION_RATIO`."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))

@@ -63,7 +63,7 @@ def test_padding_of_a_compressed_model_is_recomputed_after_recovery(speech: Path
 def test_existing_padding_tables_are_replaced(padded: Path, speech: Path, tmp_path: Path, capsys) -> None:
     options = ["--dataset", str(speech), "--output", str(tmp_path / "again"), "--num-windows", "4"]
     assert precompute_padding.main([str(padded), *options]) == 0
-    assert "0.00 M parameters more" in capsys.readouterr().out
+    assert "(adds 0.00 M parameters to the encoder)" in capsys.readouterr().out
     assert not torch.equal(weights(padded)[KNOWN], weights(tmp_path / "again")[KNOWN])
 
 

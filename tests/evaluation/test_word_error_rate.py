@@ -69,5 +69,5 @@ def test_the_metric_of_the_evaluate_library() -> None:
 
 
 def test_references_without_a_word() -> None:
-    with pytest.raises(InputError, match="no reference has a word"):
+    with pytest.raises(InputError, match="the references contain no words"):
         error_rates(["", " "], ["one", "two"])

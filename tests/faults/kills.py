@@ -64,12 +64,12 @@ class Stage:
 
 STAGES = {
     "convert": Stage(
-        "convert --model {model} --dataset {inputs}/speech --ratio 0.4 --num-samples 4 --output {work}/lite",
+        "convert --base-model {model} --dataset {inputs}/speech --ratio 0.4 --num-windows 4 --output {work}/lite",
         "lite",
     ),
     "liteasr": Stage(
-        "convert --model {model} --dataset {inputs}/speech --recipe liteasr --thresholds 0.9:0.95 --num-samples 4 "
-        "--moments {work}/moments.safetensors --output {work}/lite",
+        "convert --base-model {model} --dataset {inputs}/speech --recipe liteasr --thresholds 0.9:0.95 --num-windows 4 "
+        "--calibration-file {work}/moments.safetensors --output {work}/lite",
         "lite",
     ),
     "evaluate": Stage(
@@ -77,8 +77,8 @@ STAGES = {
         "--json {work}/figures.json",
     ),
     "recover": Stage(
-        "recover {inputs}/lite-digits --teacher {model} --dataset {inputs}/speech --steps 5 "
-        "--learning-rate 1e-4 --num-samples 2 --output {work}/recovered",
+        "recover {inputs}/lite-digits --base-model {model} --dataset {inputs}/speech --steps 5 "
+        "--learning-rate 1e-4 --num-windows 2 --output {work}/recovered",
         "recovered",
     ),
     "transcribe": Stage(
@@ -188,7 +188,7 @@ class Workplace:
         (self.inputs / "test/metadata.csv").write_text("".join(rows[:7]))
         (self.inputs / "speech/broken.flac").write_bytes(b"broken")
         made = self.run(
-            "convert --model {model} --dataset {inputs}/speech --recipe liteasr --thresholds 0.9:0.95 --num-samples 4 "
+            "convert --base-model {model} --dataset {inputs}/speech --recipe liteasr --thresholds 0.9:0.95 --num-windows 4 "
             "--output {inputs}/lite-digits",
             self.inputs,
         )

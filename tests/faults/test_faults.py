@@ -34,10 +34,10 @@ pytestmark = pytest.mark.long
 
 # Every stage writes into the folder in which it runs.
 STAGES = {
-    "convert": "convert --model {model} --dataset {inputs}/speech --ratio 0.3 --num-samples 2 --output lite",
+    "convert": "convert --base-model {model} --dataset {inputs}/speech --ratio 0.3 --num-windows 2 --output lite",
     "evaluate": "evaluate {model} --dataset {inputs}/test --batch-size 2 --output results --json figures.json",
-    "recover": "recover {inputs}/lite-digits --teacher {model} --dataset {inputs}/speech --steps 2 "
-    "--learning-rate 1e-4 --num-samples 2 --output recovered",
+    "recover": "recover {inputs}/lite-digits --base-model {model} --dataset {inputs}/speech --steps 2 "
+    "--learning-rate 1e-4 --num-windows 2 --output recovered",
     "transcribe": "transcribe {inputs}/test --model {model} --batch-size 2 --output out.jsonl",
 }
 # What is called when nothing is left to do but to write the result.
@@ -67,8 +67,8 @@ def inputs(tmp_path_factory) -> Path:
             shutil.copy(path, folder / name)
     rows = (TEST / "metadata.csv").read_text().splitlines(keepends=True)
     (folder / "test/metadata.csv").write_text("".join(rows[:6]))
-    options = f"--dataset {folder}/speech --recipe liteasr --thresholds 0.9:0.95 --num-samples 2"
-    assert run(f"convert --model {MODEL} {options} --output {folder}/lite-digits") == 0
+    options = f"--dataset {folder}/speech --recipe liteasr --thresholds 0.9:0.95 --num-windows 2"
+    assert run(f"convert --base-model {MODEL} {options} --output {folder}/lite-digits") == 0
     return folder
 
 
@@ -319,7 +319,7 @@ def stream(monkeypatch) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     "line",
     [
-        f"convert --model {MODEL} --dataset org/set --recipe liteasr --moments moments.safetensors --output lite",
+        f"convert --base-model {MODEL} --dataset org/set --recipe liteasr --moments moments.safetensors --output lite",
         f"evaluate {MODEL} --dataset org/set --batch-size 2 --output results",
         f"transcribe org/set --model {MODEL} --batch-size 2 --output out.jsonl",
     ],
@@ -345,12 +345,12 @@ def test_a_dataset_that_breaks_off(line: str, stream: dict[str, Any], tmp_path: 
     ("stage", "options", "message"),
     [
         ("recover", "--steps 6", "steps was 2, now 6"),
-        ("recover", "--bf16", "bf16 was False, now True"),
+        ("recover", "--dtype bfloat16", "dtype was float32, now bfloat16"),
         ("recover", "--learning-rate 0.5", "learning_rate was 0.0001, now 0.5"),
-        ("recover", "--num-samples 3", "num_samples was 2, now 3"),
+        ("recover", "--num-windows 3", "num_windows was 2, now 3"),
         ("transcribe", "--batch-size 3", "batch_size was 2, now 3"),
         ("transcribe", "--language de", "language was None, now de"),
-        ("evaluate", "--num-samples 3", "num_samples was None, now 3"),
+        ("evaluate", "--num-clips 3", "num_clips was None, now 3"),
         ("evaluate", "--dtype bfloat16", "dtype was float32, now bfloat16"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_card_of_a_conversion(original: Path, digits: Path) -> None:
     assert list(row.groups()) == expected
     sizes = [f"{said[model]['encoder_parameters'] / 1e6:.2f} M" for model in ("before", "after")]
     assert f"| encoder parameters | {sizes[0]} | {sizes[1]} |" in text
-    assert "![rank of every encoder projection](ranks.png)" in text
+    assert "![Rank of every encoder projection](ranks.png)" in text
     assert "kamahori2025liteasr" in text and "radford2023whisper" in text
     assert is_rendered(original)
 
@@ -238,7 +238,7 @@ def test_the_family_is_as_its_data_say(card: Path) -> None:
     command = recipe_command(card.parent.name, data)
     assert command and command in card.read_text()
     arguments = parse_arguments(build_parser("convert"), shlex.split(command)[2:]).settings
-    assert arguments.model == data["base_model"] and arguments.output == Path(card.parent.name)
+    assert arguments.base_model == data["base_model"] and arguments.output == Path(card.parent.name)
     preset = {"acc": "acc", "fast": "fast"}.get(card.parent.name.rpartition("-")[2], "plain")
     published = 1e6 * PUBLISHED[base][preset][0]
     if "after" in data:
@@ -290,7 +290,7 @@ def values_on_the_hub(hub: HubStandIn) -> dict[str, object]:
     entries = parse_eval_result_entries(yaml.safe_load(contents(hub.repositories["models", NAME].main.files[FILE])))
     assert {entry.dataset_id for entry in entries} == {BENCHMARK}
     assert {entry.notes for entry in entries} == {
-        "words scored with compounds merged (kaldialign), as the Open ASR leaderboard scores; "
+        "words scored with compounds merged as on the Open ASR leaderboard (kaldialign); "
         "normalizer of Whisper: basic"
     }
     return {entry.task_id: entry.value for entry in entries}

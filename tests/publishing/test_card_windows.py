@@ -23,7 +23,7 @@ def test_fewer_windows_than_asked_for(tmp_path: Path, base: Path, speech: Path) 
         assert report(output)["calibration"]["windows"] == 6
         card = (output / "README.md").read_text()
         assert calibration_audio(card) == "6 windows of speech"
-        assert "--num-samples 100 " in card
+        assert "--num-windows 100 " in card
 
 
 def test_as_many_windows_as_asked_for(converted: Path) -> None:
