@@ -13,7 +13,8 @@ a new process, which loads the model and transcribes two clips before the clock 
 rotates; figures are medians over `--repetitions`. Nothing else should run on the machine.
 Accuracy: word error rate on `--references` (audio with transcripts, like the calibration audio), and on
 `--other-voices` (audio unlike it, without transcripts) against the transcripts of transformers with the stock model in
-float32; clips on which that model itself falls into a hallucination loop are left out. Each difference to stock transformers has a 95 % interval by paired bootstrap.
+float32; clips on which that model itself falls into a hallucination loop are left out. Each difference to stock
+transformers has a 95 % interval by paired bootstrap.
 
 Transcripts for the accuracy figures are kept in the output folder: run the same command again to resume. Writes
 first-table.json.
