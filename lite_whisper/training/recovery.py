@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerState, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..audio import Clip, windows_of
+from ..audio import Clip, split_into_windows
 from ..common.errors import InputError
 from ..common.files import record_origin
 from ..lowrank.compression import set_factors
@@ -121,7 +121,7 @@ def recover(
     with PartialState().main_process_first():
         record_origin(training, decisive | schedule)
         checkpoint = last_checkpoint(training)
-    parts = _parts(list(itertools.islice(windows_of(clips, extractor.n_samples), num_windows)))
+    parts = _parts(list(itertools.islice(split_into_windows(clips, extractor.n_samples), num_windows)))
     student.to("cpu")  # type: ignore[arg-type]
     train, test = _distillation_data(teacher, extractor, parts, folder, settings, decisive, device)
     student.to(device)  # type: ignore[arg-type]
