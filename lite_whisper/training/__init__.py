@@ -1,1 +1,1 @@
-"""Fine-tuning and what other libraries need of a LiteWhisper."""
+"""Recovery by distillation, and fine-tuning with other libraries."""

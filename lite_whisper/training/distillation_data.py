@@ -1,4 +1,4 @@
-"""DistillationDataset: what a teacher says of audio, written to files once and read in every step of recovery."""
+"""Distillation data: the teacher's outputs on the training audio, written to files once and read in every epoch."""
 
 import logging
 from collections.abc import Sequence
@@ -23,34 +23,36 @@ from ..models.layers import layer_inputs, transcripts
 
 logger = logging.getLogger(__name__)
 
-LAYERS = 5  # at the most so many outputs of layers below the last are compared, evenly spaced
-TAUGHT_AT_ONCE = 8  # windows
-SECONDS = "seconds"  # in a file's metadata: what its lessons took
-PIECE = (0.5, 4.0)  # seconds; what the windows of all variants but the first are put together from
+MAX_COMPARED_LAYERS = 5  # evenly spaced below the last layer
+TEACHER_BATCH_SIZE = 8
+SECONDS_KEY = "seconds"  # metadata of a file: time taken by the teacher
+PIECE_SECONDS = (0.5, 4.0)  # range of the lengths from which `splice` draws
 
 
 @dataclass(frozen=True)
 class Recovery:
     """
-    How recovery trains.
+    Settings of recovery.
 
-    Rate and batch size were chosen with whisper-base, the weights of the loss with the miniature, on calibration audio
-    that was held out.
+    The default learning rate and batch size were chosen with whisper-base, and the loss weights with the bundled
+    miniature model, on held-out calibration audio.
 
     Args:
-        steps (`int`, *optional*): as many as fit into `minutes` by default.
-        minutes (`float`, *optional*, defaults to 10): all of it together: the teacher's part and the student's.
-        learning_rate (`float`, *optional*): the highest, reached after a twentieth of the steps; it falls to 0 as a
-            cosine. By default it follows from the loss before the first step, see `learning_rate_of`.
-        states (`float`, *optional*, defaults to 1): weight of a loss, see `RecoveryTrainer`.
-        layers (`float`, *optional*, defaults to 1): likewise.
-        decoder (`float`, *optional*, defaults to 0.2): likewise.
-        variants (`int`, *optional*, defaults to 8): copies of the audio at the most, each in noise of its own; all but
-            the first are pieces in random order. Within `minutes` there are as many as the teacher has time for.
-        noise (`tuple[float, float]`, *optional*, defaults to `(0, 40)`): range of signal-to-noise ratios in dB, or
-            `()`.
+        steps (`int`, *optional*): number of training steps; by default, as many as fit into `minutes`.
+        minutes (`float`, *optional*, defaults to 10): total time for running the teacher and training the student.
+        learning_rate (`float`, *optional*): peak learning rate, after a warm-up over the first twentieth of the steps
+            and before a cosine decay to 0. By default, it is derived from the initial loss, see
+            `choose_learning_rate`.
+        states (`float`, *optional*, defaults to 1): weight of the encoder output in the loss, see `RecoveryTrainer`.
+        layers (`float`, *optional*, defaults to 1): weight of the encoder layers' outputs in the loss.
+        decoder (`float`, *optional*, defaults to 0.2): weight of the decoder output in the loss.
+        variants (`int`, *optional*, defaults to 8): maximum number of variants of the audio, each with different noise.
+            The first is the audio itself; the others are assembled from short pieces in random order. Unless `steps`
+            is given, the number is reduced to what the teacher can process in its share of `minutes`.
+        noise (`tuple[float, float]`, *optional*, defaults to `(0, 40)`): range of signal-to-noise ratios in dB of the
+            added white noise, or `()` for none.
         batch_size (`int`, *optional*, defaults to 2): windows per step and process.
-        seed (`int`, *optional*, defaults to 0): of the noise, the pieces and the order.
+        seed (`int`, *optional*, defaults to 0): seed of the noise, the pieces and the order of the data.
     """
 
     steps: int | None = None
@@ -66,57 +68,74 @@ class Recovery:
 
 
 class DistillationDataset(Dataset):
-    """What the teacher said of each window, read from files when it is asked for."""
+    """
+    The distillation data of each window, read from disk on access.
+
+    Args:
+        files (`Sequence[Path]`): files written by `write_distillation_data`.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._places = []
-        for file in files:
-            with safe_open(file, framework="pt") as lesson:
-                self._places += [(file, row) for row in range(lesson.get_slice("tokens").get_shape()[0])]
+        self._locations = []
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                self._locations += [(path, row) for row in range(file.get_slice("tokens").get_shape()[0])]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        file, row = self._places[index]
-        with safe_open(file, framework="pt") as lesson:
-            return {name: lesson.get_slice(name)[row] for name in lesson.keys()}  # noqa: SIM118
+        path, row = self._locations[index]
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118
 
 
-def collate(distillation_data: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """DistillationDataset to a batch; texts are filled up with 0, of which nothing is predicted."""
+def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Collates examples of a `DistillationDataset` into a batch; token sequences are padded with 0 and masked."""
 
-    def stacked(name: str, dim: int = 0) -> torch.Tensor:
-        return torch.stack([lesson[name] for lesson in distillation_data], dim)
+    def stack(name: str, dim: int = 0) -> torch.Tensor:
+        return torch.stack([example[name] for example in examples], dim)
 
-    def filled(name: str) -> torch.Tensor:
-        return pad_sequence([lesson[name] for lesson in distillation_data], batch_first=True)
+    def pad(name: str) -> torch.Tensor:
+        return pad_sequence([example[name] for example in examples], batch_first=True)
 
     return {
-        "input_features": stacked("features"),
-        "decoder_input_ids": filled("tokens"),
-        "predicted": filled("predicted"),
-        "decoder_states": filled("decoder_states"),
-        "layers": stacked("layers", dim=1),
-        "states": stacked("states"),
+        "input_features": stack("features"),
+        "decoder_input_ids": pad("tokens"),
+        "predicted": pad("predicted"),
+        "decoder_states": pad("decoder_states"),
+        "layers": stack("layers", dim=1),
+        "states": stack("states"),
     }
 
 
-def spliced(windows: Sequence[Clip], length: int, generator: np.random.Generator) -> Clip:
-    """A window of half the length or more, put together from random pieces of others, so that no text comes twice."""
-    wanted = int(generator.integers(length // 2, length))
+def splice(windows: Sequence[Clip], length: int, generator: np.random.Generator) -> Clip:
+    """
+    Assembles a window from random pieces of other windows, so that each variant has different text.
+
+    Args:
+        windows (`Sequence[Clip]`): windows from which the pieces are taken.
+        length (`int`): maximum length in samples; the result has at least half of it.
+        generator (`np.random.Generator`): source of random numbers.
+
+    Returns:
+        `Clip`: the new window.
+    """
+    target = int(generator.integers(length // 2, length))
     pieces: list[np.ndarray] = []
-    while sum(map(len, pieces)) < wanted:
+    while sum(map(len, pieces)) < target:
         samples = windows[int(generator.integers(len(windows)))].samples
-        size = int(SAMPLING_RATE * generator.uniform(*PIECE))
+        size = int(SAMPLING_RATE * generator.uniform(*PIECE_SECONDS))
         start = int(generator.integers(max(1, len(samples) - size)))
         pieces.append(samples[start : start + size])
-    return Clip("spliced", np.concatenate(pieces)[:wanted])
+    return Clip("spliced", np.concatenate(pieces)[:target])
 
 
 def compared_layers(encoder_layers: int) -> list[int]:
-    """Which layers' outputs are compared, besides that of the whole encoder: places in `hidden_states`."""
-    return sorted({round(place) for place in np.linspace(1, encoder_layers - 1, min(LAYERS, encoder_layers - 1))})
+    """Returns the indices in `hidden_states` of the layer outputs that the loss compares, without the last layer."""
+    return sorted(
+        {round(index) for index in np.linspace(1, encoder_layers - 1, min(MAX_COMPARED_LAYERS, encoder_layers - 1))}
+    )
 
 
 @torch.no_grad()
@@ -130,27 +149,26 @@ def write_distillation_data(
     variants: range,
 ) -> list[Path]:
     """
-    Runs the teacher over the audio once and keeps what it says: greedy transcripts, and outputs of the layers compared
-    and of the decoder (fp16).
+    Runs the teacher over the audio once and writes its greedy transcripts, layer outputs and decoder outputs to files.
 
-    A step that reads this back takes a fraction of the time of one that also runs the teacher, which is larger than the
-    student and would have to transcribe, and the device never holds both models. Disk: for each window and variant
-    24 MB for large-v3 (30 s), so 19 GB for 100 windows and 8 variants. Several processes share the work.
+    Reading the outputs (float16) back is much faster than running the teacher, which would also have to transcribe, in
+    every step, and the device never holds both models. Each variant of a 30 s window takes 24 MB on disk with large-v3,
+    so 100 windows in 8 variants take 19 GB. Several processes share the work.
 
     Args:
-        teacher (`WhisperForConditionalGeneration`): the model before compression, on any device.
-        extractor (`WhisperFeatureExtractor`): its own.
-        windows (`Sequence[Clip]`): audio, at the most as long as the extractor's window.
-        settings (`Recovery`): in which noise.
-        folder (`Path`): for the files; those that are there and whole are kept.
-        origin (`dict[str, Any]`): what decides the contents; files that were made otherwise are refused.
-        variants (`range`): which variants.
+        teacher (`WhisperForConditionalGeneration`): the base model, on any device.
+        extractor (`WhisperFeatureExtractor`): the feature extractor of the teacher.
+        windows (`Sequence[Clip]`): audio, each no longer than the extractor's window.
+        settings (`Recovery`): the noise and its seed.
+        folder (`Path`): folder for the files; complete files of an earlier run are reused.
+        origin (`dict[str, Any]`): all settings that affect the contents.
+        variants (`range`): numbers of the variants to process.
 
     Returns:
-        `list[Path]`: one file for each batch, which also tells how many seconds it took.
+        `list[Path]`: one file per batch.
 
     Raises:
-        InputError: the files are of something else.
+        InputError: the folder holds files that were created with other settings.
     """
     state = PartialState()
     with state.main_process_first():
@@ -160,49 +178,49 @@ def write_distillation_data(
     with tqdm(desc="teacher", unit="window", total=total, disable=not state.is_main_process) as progress:
         for variant in variants:
             generator = np.random.default_rng([settings.seed, variant])
-            audio = [spliced(windows, extractor.n_samples, generator) if variant else window for window in windows]
+            audio = [splice(windows, extractor.n_samples, generator) if variant else window for window in windows]
             seed = settings.seed + variant
-            batches = feature_batches(audio, extractor, len(audio), TAUGHT_AT_ONCE, settings.noise, seed)
+            batches = feature_batches(audio, extractor, len(audio), TEACHER_BATCH_SIZE, settings.noise, seed)
             for number, features in enumerate(batches):
                 files.append(folder / f"{variant:02}_{number:05}.safetensors")
-                if len(files) % state.num_processes == state.process_index and not _is_example(files[-1]):
+                if len(files) % state.num_processes == state.process_index and not _is_complete(files[-1]):
                     start = now(teacher.device)
-                    lesson = _example(teacher, features)
-                    save_tensors(lesson, files[-1], {SECONDS: str(now(teacher.device) - start)})
+                    examples = _teacher_outputs(teacher, features)
+                    save_tensors(examples, files[-1], {SECONDS_KEY: str(now(teacher.device) - start)})
                 progress.update(len(features))
     state.wait_for_everyone()
     return files
 
 
-def seconds_of(files: Sequence[Path]) -> float:
-    """How long the teacher took for these lessons, in all processes together."""
+def teacher_seconds(files: Sequence[Path]) -> float:
+    """Returns the total time that the teacher took for these files, summed over processes."""
     seconds = 0.0
-    for file in files:
-        with safe_open(file, framework="pt") as lesson:
-            seconds += float(lesson.metadata()[SECONDS])
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            seconds += float(file.metadata()[SECONDS_KEY])
     return seconds
 
 
-def words_in(file: Path) -> int:
-    """How many tokens of text the lessons of a batch hold."""
-    with safe_open(file, framework="pt") as lesson:
-        predicted = lesson.get_tensor("predicted")
-    return int(predicted.sum()) - len(predicted)  # the end is predicted in silence too
+def count_text_tokens(path: Path) -> int:
+    """Counts the text tokens in the transcripts of a file."""
+    with safe_open(path, framework="pt") as file:
+        predicted = file.get_tensor("predicted")
+    return int(predicted.sum()) - len(predicted)  # without the end token of each transcript
 
 
-def _is_example(file: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
-        load_tensors(file)
+        load_tensors(path)
     except FileNotFoundError:
         return False
     except (SafetensorError, ValueError) as error:
-        logger.warning("%s is damaged (%s) and made anew", file, error)
+        logger.warning("%s is damaged (%s); running the teacher again for this batch", path, error)
         return False
     return True
 
 
-def _example(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the teacher says of a batch; where its device has no room, it goes on on the CPU."""
+def _teacher_outputs(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Computes the distillation data of a batch; falls back to the CPU if the device runs out of memory."""
     try:
         encoder = teacher.get_encoder()
         *inputs, last = layer_inputs(encoder, features.to(teacher.device, teacher.dtype))
@@ -212,8 +230,8 @@ def _example(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -
     except torch.OutOfMemoryError:
         if teacher.device.type == "cpu":
             raise
-        return _example(on_cpu(teacher), features)
-    layers = [inputs[place].half() for place in compared_layers(teacher.config.encoder_layers)]
+        return _teacher_outputs(move_to_cpu(teacher), features)
+    layers = [inputs[index].half() for index in compared_layers(teacher.config.encoder_layers)]
     return {
         "features": features,
         "layers": torch.stack(layers, dim=1),
@@ -224,7 +242,7 @@ def _example(teacher: WhisperForConditionalGeneration, features: torch.Tensor) -
     }
 
 
-def on_cpu(teacher: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
-    """Moves a teacher for which its device has no room to the CPU, and says so."""
-    logger.warning("no room for the teacher on the device: it runs on the CPU, once over the audio")
+def move_to_cpu(teacher: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """Moves a teacher that does not fit on its device to the CPU and logs a warning."""
+    logger.warning("not enough device memory for the teacher: it runs on the CPU")
     return teacher.to("cpu")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Low-rank layers as pairs of ordinary linear layers and back, for libraries that look for `nn.Linear`."""
+"""Conversion of low-rank layers to pairs of `nn.Linear` and back, for libraries that look for `nn.Linear`."""
 
 from typing import TypeGuard
 
@@ -10,12 +10,12 @@ from ..modeling_lite_whisper import LowRankLinear
 
 class LinearPair(nn.Module):
     """
-    What a `LowRankLinear` computes, as two `nn.Linear`: y = second(first(x)).
+    A `LowRankLinear` as two `nn.Linear` layers: y = second(first(x)).
 
-    `first` goes from in_features to rank, without a bias, `second` from rank to out_features.
+    `first` maps in_features to rank without a bias, `second` maps rank to out_features.
 
     Args:
-        layer (`LowRankLinear`): with which it shares the bias.
+        layer (`LowRankLinear`): the layer to convert; its factors are copied and its bias is shared.
     """
 
     def __init__(self, layer: LowRankLinear) -> None:
@@ -28,21 +28,24 @@ class LinearPair(nn.Module):
         self.second.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Takes x of shape `(..., in_features)`, gives y of shape `(..., out_features)`."""
+        """Maps `x` of shape `(..., in_features)` to shape `(..., out_features)`."""
         return self.second(self.first(x))
 
 
 def is_low_rank(module: nn.Module) -> TypeGuard[LowRankLinear]:
-    """Whether a module is a `LowRankLinear`, of this package or of the copy that a model brought as remote code."""
+    """Whether a module is a `LowRankLinear`, from this package or from a model's remote code."""
     return type(module).__name__ == LowRankLinear.__name__
 
 
 def to_linear_pairs(model: nn.Module) -> None:
     """
-    Turns every `LowRankLinear` of a model into a `LinearPair`, in place.
+    Replaces every `LowRankLinear` of a model with a `LinearPair`, in place.
 
-    The tensors then have other names (`fc1.first.weight` for `fc1.weight1`), so call `from_linear_pairs` before
+    This changes tensor names (`fc1.weight1` becomes `fc1.first.weight`), so call `from_linear_pairs` before
     `save_pretrained`.
+
+    Args:
+        model (`nn.Module`): a compressed model.
     """
     for name, module in list(model.named_modules()):
         if is_low_rank(module):
@@ -51,22 +54,25 @@ def to_linear_pairs(model: nn.Module) -> None:
 
 def from_linear_pairs(model: nn.Module) -> None:
     """
-    Turns every `LinearPair` of a model back into a `LowRankLinear`, in place and exactly.
+    Replaces every `LinearPair` of a model with an equal `LowRankLinear`, in place.
+
+    Args:
+        model (`nn.Module`): a model converted by `to_linear_pairs`.
 
     Raises:
-        ValueError: a factor is no plain linear layer any more, because it was quantised or still has an adapter.
+        ValueError: a factor is not a plain linear layer because it was quantised or still has an adapter.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, LinearPair):
-            model.set_submodule(name, _joined(name, module))
+            model.set_submodule(name, _to_low_rank(name, module))
 
 
-def _joined(name: str, pair: LinearPair) -> LowRankLinear:
+def _to_low_rank(name: str, pair: LinearPair) -> LowRankLinear:
     for linear in (pair.first, pair.second):
         if type(linear) is not nn.Linear or type(linear.weight) not in (nn.Parameter, torch.Tensor):
             raise ValueError(
                 f"{name} holds a {type(linear).__name__} with a {type(linear.weight).__name__}, not a plain linear "
-                "layer; merge adapters first (merge_and_unload), and convert before quantising, not after"
+                "layer; merge adapters first (merge_and_unload) and call from_linear_pairs before quantising"
             )
     with torch.device("meta"):
         layer = LowRankLinear(pair.first.in_features, pair.second.out_features, pair.first.out_features)

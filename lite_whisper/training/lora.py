@@ -1,4 +1,4 @@
-"""LoRA through PEFT on projections that are low-rank pairs."""
+"""LoRA with PEFT on low-rank pairs."""
 
 from typing import cast
 
@@ -14,21 +14,21 @@ from .linear_pairs import is_low_rank
 
 class LoraLowRankLinear(lora.Linear):
     """
-    A LoRA adapter beside a `LowRankLinear`.
+    A LoRA adapter on a `LowRankLinear`.
 
-    Merging is exact: it appends the adapter's factors to those of the layer, whose rank grows by that of the adapter.
+    Merging is exact: it appends the adapter's factors to those of the layer, whose rank increases by the adapter's.
     """
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], None]:
-        """Plain LoRA only: variants such as DoRA read the dense weight that is not there."""
+        """Plain LoRA only: variants such as DoRA need a dense weight."""
         return {(): None}
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features  # type: ignore[return-value]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Appends the factors of the named adapters (all active ones by default) to those of the layer."""
+        """Appends the factors of adapters, by default of all active ones, to those of the layer."""
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.lora_A:
                 continue
@@ -45,7 +45,7 @@ class LoraLowRankLinear(lora.Linear):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Takes the factors of merged adapters off again."""
+        """Removes the factors of all merged adapters."""
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             layer, (_, _, bias) = self._layer(), self._adapter(name)
@@ -58,18 +58,18 @@ class LoraLowRankLinear(lora.Linear):
         return cast(LowRankLinear, self.get_base_layer())
 
     def _adapter(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """An adapter as factors of shapes `(in_features, r)` and `(r, out_features)`, and its bias where it has one."""
+        """Returns an adapter's factors, of shapes `(in_features, r)` and `(r, out_features)`, and its bias, if any."""
         first, second = (cast(nn.Linear, layers[name]) for layers in (self.lora_A, self.lora_B))
         bias = None if second.bias is None else second.bias.detach() * self.scaling[name]
         return first.weight.detach().t(), second.weight.detach().t() * self.scaling[name], bias
 
 
 def _replace_factors(layer: LowRankLinear, weight1: torch.Tensor, weight2: torch.Tensor) -> None:
-    largest = min(layer.in_features, layer.out_features)
-    if weight1.shape[1] > largest:
+    max_rank = min(layer.in_features, layer.out_features)
+    if weight1.shape[1] > max_rank:
         raise ValueError(
-            f"merging would give a layer of {layer.in_features} inputs and {layer.out_features} outputs the rank "
-            f"{weight1.shape[1]}; train an adapter of a smaller rank, or keep it unmerged"
+            f"merging would raise the rank to {weight1.shape[1]}, but a layer with {layer.in_features} inputs and "
+            f"{layer.out_features} outputs allows {max_rank}; train an adapter of lower rank or keep it unmerged"
         )
     layer.weight1 = nn.Parameter(weight1.contiguous(), requires_grad=layer.weight1.requires_grad)
     layer.weight2 = nn.Parameter(weight2.contiguous(), requires_grad=layer.weight2.requires_grad)
@@ -78,15 +78,17 @@ def _replace_factors(layer: LowRankLinear, weight1: torch.Tensor, weight2: torch
 
 def low_rank_lora(config: LoraConfig, model: nn.Module) -> LoraConfig:
     """
-    Lets a LoRA configuration apply to the low-rank pairs of a model as it does to its linear layers.
+    Extends a LoRA configuration so that PEFT also adapts the low-rank pairs of a model.
 
     Args:
-        config (`LoraConfig`): with the usual `target_modules`, such as `["q_proj", "v_proj"]`; changed in place.
-        model (`nn.Module`): the LiteWhisper that it is for.
+        config (`LoraConfig`): configuration with the usual `target_modules`, such as `["q_proj", "v_proj"]`; changed
+            in place.
+        model (`nn.Module`): the compressed model.
 
     Returns:
-        `LoraConfig`: the same, for `get_peft_model(model, low_rank_lora(config, model))`, and for
-        `PeftModel.from_pretrained(model, folder, config=low_rank_lora(LoraConfig.from_pretrained(folder), model))`.
+        `LoraConfig`: the same object. Use it as `get_peft_model(model, low_rank_lora(config, model))`, or to load an
+        adapter: `PeftModel.from_pretrained(model, folder,
+        config=low_rank_lora(LoraConfig.from_pretrained(folder), model))`.
     """
     for layer_class in {type(module) for module in model.modules() if is_low_rank(module)}:
         config._register_custom_module({layer_class: LoraLowRankLinear})
