@@ -1,4 +1,4 @@
-"""Distillation data: the teacher's outputs on the training audio, written to files once and read in every epoch."""
+"""Distillation data: the teacher's outputs on the training audio, written to files once and read in every step."""
 
 import logging
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ class RecoveryTrainer(Trainer):
 
     loss = states * d(s, t) + layers * mean over layers of d(s_l, t_l) + decoder * d(u, v), where s and t are the
     encoder outputs of student and teacher, s_l and t_l the outputs of their layers, and u and v the outputs of their
-    decoders (which have the same weights) at each token of the teacher's transcript. The distance is
+    decoders (which have the same weights) that predict the tokens of the teacher's transcript. The distance is
     d(s, t) = mean((s - t)^2) / var(t). Each term is computed per window and averaged over windows, so the loss does not
     depend on how windows are distributed over batches and processes.
 

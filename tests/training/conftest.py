@@ -1,4 +1,4 @@
-"""What the tests here share."""
+"""Fixtures shared by the training tests."""
 
 import pytest
 import torch
@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture
 def features() -> torch.Tensor:
-    """Log-mel features of two windows."""
+    """Random features of two windows."""
     return torch.randn(2, 80, 40, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""`examples/finetune.py` as the README calls it, and what comes out."""
+"""`examples/finetune.py` as the documentation calls it, and the resulting models."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import jiwer
 import pytest
 from hub_stand_in import TOKEN, HubStandIn
 
-from lite_whisper import convert
+from lite_whisper.cli import convert
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/whisper-digits"
 
 
-def strings(source: str, folder: Path, count: int) -> Path:
-    """The first strings of a bundled set."""
+def copy_recordings(source: str, folder: Path, count: int) -> Path:
+    """Copies the first recordings of a bundled dataset into a new folder."""
     folder.mkdir()
     lines = (ROOT / "examples/digits" / source / "metadata.csv").read_text().splitlines(keepends=True)[: count + 1]
     (folder / "metadata.csv").write_text("".join(lines))
@@ -31,17 +31,17 @@ def strings(source: str, folder: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compressed model and audio to train and to measure on."""
+    """A folder with a compressed model and with audio for training and testing."""
     folder = tmp_path_factory.mktemp("finetune")
-    train = strings("calibration", folder / "train", 12)
-    strings("test", folder / "test", 6)
-    command = ["--model", MODEL, "--dataset", train, "--output", folder / "lite", "--recipe", "liteasr"]
-    assert convert.main([str(word) for word in [*command, "--num-samples", 4, "--rank-multiple", 4]]) == 0
+    train = copy_recordings("calibration", folder / "train", 12)
+    copy_recordings("test", folder / "test", 6)
+    command = ["--base-model", MODEL, "--dataset", train, "--output", folder / "lite", "--recipe", "liteasr"]
+    assert convert.main([str(word) for word in [*command, "--num-windows", 4, "--rank-multiple", 4]]) == 0
     return folder
 
 
 def finetune(workplace: Path, output: str, *options: str, **environment: str) -> None:
-    """Runs the program on the CPU."""
+    """Runs the script on the CPU."""
     command = [
         sys.executable,
         str(ROOT / "examples/finetune.py"),
@@ -70,8 +70,8 @@ assert "lite_whisper" not in sys.modules
 """
 
 
-def test_the_result_in_the_pipeline_gives_the_figure_of_the_trainer(workplace: Path) -> None:
-    """By remote code alone, greedy; and training changed the model."""
+def test_the_pipeline_reproduces_the_word_error_rate_of_the_trainer(workplace: Path) -> None:
+    """With remote code only and greedy decoding; also checks that training changed the model."""
     options = [
         "--max_steps",
         "6",
@@ -89,25 +89,25 @@ def test_the_result_in_the_pipeline_gives_the_figure_of_the_trainer(workplace: P
         [sys.executable, "-c", TRANSCRIBE, "tuned", "test"], cwd=workplace, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    said = dict(json.loads(line) for line in result.stdout.splitlines())
+    transcripts = dict(json.loads(line) for line in result.stdout.splitlines())
     lines = (workplace / "test/metadata.csv").read_text().splitlines()[1:]
-    wanted = {line.split(",")[0]: line.split(",")[1] for line in lines}
-    names = sorted(wanted)
-    figure = jiwer.wer([wanted[name] for name in names], [said[name].strip() for name in names])
-    assert json.loads((workplace / "tuned/eval_results.json").read_text())["eval_wer"] == pytest.approx(figure)
+    references = {line.split(",")[0]: line.split(",")[1] for line in lines}
+    names = sorted(references)
+    error_rate = jiwer.wer([references[name] for name in names], [transcripts[name].strip() for name in names])
+    assert json.loads((workplace / "tuned/eval_results.json").read_text())["eval_wer"] == pytest.approx(error_rate)
     weights = [(workplace / name / "model.safetensors").read_bytes() for name in ("lite", "tuned")]
     assert weights[0] != weights[1]
 
 
 def losses(checkpoint: Path) -> list[tuple[int, float]]:
-    """The loss of every step until a checkpoint."""
+    """Returns the steps up to a checkpoint with their losses."""
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
 
 @pytest.mark.long
-def test_a_killed_run_goes_on_as_if_it_had_not_been(workplace: Path) -> None:
-    """From what a run that dies in its fourth step leaves, the same losses as without interruption."""
+def test_a_killed_run_resumes_exactly(workplace: Path) -> None:
+    """Resuming from the second step gives the losses of an uninterrupted run."""
     options = ["--per_device_train_batch_size", "4", "--max_steps", "4", "--save_steps", "2", "--logging_steps", "1"]
     options += ["--learning_rate", "1e-4", "--spec_augment", "True"]
     finetune(workplace, "whole", *options)
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(workplace: Path) -> None:
 
 @pytest.mark.long
 def test_lora_resuming_and_pushing(workplace: Path, tmp_path: Path) -> None:
-    """A run of two parts; the second goes on from the checkpoint, and what is pushed is the whole model."""
+    """A second run resumes from the checkpoint of the first and pushes the merged model."""
     common = ["--per_device_train_batch_size", "4", "--save_steps", "2", "--lora_rank", "4", "--logging_steps", "1"]
     finetune(workplace, "adapted", *common, "--max_steps", "2")
     with HubStandIn({}, tokens={TOKEN: "write"}) as hub:

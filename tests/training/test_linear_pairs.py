@@ -1,4 +1,4 @@
-"""Factors as ordinary linear layers: exact, reversible, and what PEFT makes of them."""
+"""Factors as ordinary linear layers: exact, reversible, and usable with PEFT."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ RANKS = [dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
 
 @pytest.fixture
 def lite() -> LiteWhisperForConditionalGeneration:
-    """A model with pairs everywhere."""
+    """A model with a low-rank pair for every projection."""
     return random_model(RANKS)
 
 
@@ -25,7 +25,7 @@ def count(model: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in model.modules())
 
 
-def test_there_and_back_is_exact(lite, features, tmp_path: Path) -> None:
+def test_the_round_trip_is_exact(lite, features, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in lite.state_dict().items()}
     expected = encode(lite, features)
     lite.get_encoder().layers[0].fc1.weight1.requires_grad_(False)

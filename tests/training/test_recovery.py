@@ -1,4 +1,4 @@
-"""Recovery: what the teacher says, what is trained, and that nothing gets worse or lost."""
+"""Recovery: distillation data, the loss, training, resuming and error messages."""
 
 import copy
 import itertools
@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, WhisperConfig, WhisperForConditionalGeneration
 
-from lite_whisper import LiteWhisperForConditionalGeneration, convert
+from lite_whisper import LiteWhisperForConditionalGeneration
 from lite_whisper.audio import AudioDataset, Clip, feature_batches
+from lite_whisper.cli import convert
 from lite_whisper.cli.recover import main
 from lite_whisper.common.errors import InputError
 from lite_whisper.conversion.saving import save_model_folder
@@ -27,19 +28,19 @@ from lite_whisper.training import recovery, trainer
 from lite_whisper.training.distillation_data import (
     DistillationDataset,
     Recovery,
-    _example,
+    _teacher_outputs,
     collate,
     compared_layers,
-    spliced,
+    splice,
     write_distillation_data,
 )
 from lite_whisper.training.recovery import balance, recover
 from lite_whisper.training.trainer import (
     EVALUATIONS,
-    HIGHEST_RATE,
-    RATE_OF_LOSS,
+    LEARNING_RATE_PER_LOSS,
+    MAX_LEARNING_RATE,
     RecoveryTrainer,
-    learning_rate_of,
+    choose_learning_rate,
     training_arguments,
 )
 
@@ -51,7 +52,7 @@ SHORT = Recovery(steps=10, variants=1, batch_size=4)
 
 @pytest.fixture
 def lite(base_model, moments) -> LiteWhisperForConditionalGeneration:
-    """A strongly compressed miniature."""
+    """A strongly compressed miniature model."""
     return compress(base_model, moments, threshold_ranks(encoder_spectra(base_model, moments), (0.9, 0.95), 4)).eval()
 
 
@@ -70,8 +71,8 @@ def test_balancing_changes_no_product(lite) -> None:
         torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
 
 
-def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_path: Path) -> None:
-    """Outputs of layers and transcript for the very features in the lesson; variants are other strings."""
+def test_distillation_data_holds_the_outputs_of_the_teacher(base_model, processor, clips, tmp_path: Path) -> None:
+    """Layer outputs and transcripts match the stored features, and variants differ."""
     settings = Recovery(variants=2, batch_size=4)
     files = write_distillation_data(
         base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 0}, range(2)
@@ -79,18 +80,18 @@ def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_pat
     distillation_data = DistillationDataset(files)
     assert len(distillation_data) == 12
     with torch.no_grad():
-        for lesson in (distillation_data[0], distillation_data[11]):
-            encoded = copy.deepcopy(base_model).get_encoder()(lesson["features"][None], output_hidden_states=True)
+        for example in (distillation_data[0], distillation_data[11]):
+            encoded = copy.deepcopy(base_model).get_encoder()(example["features"][None], output_hidden_states=True)
             torch.testing.assert_close(
-                lesson["layers"].float(), torch.cat(encoded.hidden_states[1:6]), rtol=2e-3, atol=2e-3
+                example["layers"].float(), torch.cat(encoded.hidden_states[1:6]), rtol=2e-3, atol=2e-3
             )
-            torch.testing.assert_close(lesson["states"].float(), encoded[0][0], rtol=2e-3, atol=2e-3)
-            decoded = base_model.get_decoder()(lesson["tokens"][None], encoder_hidden_states=encoded[0])[0][0]
-            torch.testing.assert_close(lesson["decoder_states"].float(), decoded, rtol=2e-3, atol=2e-2)
-            generated = base_model.generate(lesson["features"][None], language="en", task="transcribe", num_beams=1)[0]
+            torch.testing.assert_close(example["states"].float(), encoded[0][0], rtol=2e-3, atol=2e-3)
+            decoded = base_model.get_decoder()(example["tokens"][None], encoder_hidden_states=encoded[0])[0][0]
+            torch.testing.assert_close(example["decoder_states"].float(), decoded, rtol=2e-3, atol=2e-2)
+            generated = base_model.generate(example["features"][None], language="en", task="transcribe", num_beams=1)[0]
             text = [token for token in generated.tolist() if token < base_model.config.eos_token_id]
-            said = [token for token in lesson["tokens"].tolist() if 0 < token < base_model.config.eos_token_id]
-            assert said == text and int(lesson["predicted"].sum()) == len(text) + 1
+            stored = [token for token in example["tokens"].tolist() if 0 < token < base_model.config.eos_token_id]
+            assert stored == text and int(example["predicted"].sum()) == len(text) + 1
     batch = collate([distillation_data[0], distillation_data[5], distillation_data[11]])
     assert batch["decoder_input_ids"].shape == batch["predicted"].shape
     assert batch["layers"].shape == (5, 3, 300, 256)
@@ -103,15 +104,15 @@ def test_lessons_are_what_the_teacher_says(base_model, processor, clips, tmp_pat
         == files
     )
     assert [path.stat().st_mtime_ns for path in files] == changed
-    with pytest.raises(InputError, match="seed 0 there, 1 here"):
+    with pytest.raises(InputError, match="seed was 0, now 1"):
         write_distillation_data(
             base_model, processor.feature_extractor, clips[:6], settings, tmp_path, {"seed": 1}, range(2)
         )
 
 
-def test_spliced_windows_are_made_of_pieces_of_the_others() -> None:
+def test_spliced_windows_consist_of_pieces_of_the_others() -> None:
     windows = [Clip(str(i), np.full(96_000, float(i), np.float32)) for i in range(1, 5)]
-    made = [spliced(windows, 96_000, np.random.default_rng(seed)).samples for seed in range(20)]
+    made = [splice(windows, 96_000, np.random.default_rng(seed)).samples for seed in range(20)]
     assert all(48_000 <= len(samples) < 96_000 for samples in made)
     pieces = [len(run) for samples in made for run in np.split(samples, np.flatnonzero(np.diff(samples)) + 1)[:-1]]
     assert min(pieces) >= 8_000
@@ -128,50 +129,50 @@ def test_the_loss_is_the_one_that_is_documented(lite, base_model, processor, cli
     files = write_distillation_data(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
     batch = collate([DistillationDataset(files)[index] for index in range(4)])
     settings = Recovery(states=0.5, layers=0.7, decoder=2.0)
-    arguments = training_arguments(settings, 5, 1e-4, tmp_path, False, torch.device("cpu"))
+    arguments = training_arguments(settings, 5, 1e-4, tmp_path, "float32", torch.device("cpu"))
     trainer = RecoveryTrainer(lite, settings, arguments, eval_dataset=DistillationDataset(files))
     loss = trainer.compute_loss(lite.model, batch)
     with torch.no_grad():
         expected = 0.0
-        for index in range(4):  # each window by itself, through the teacher itself
+        for index in range(4):  # window by window, from the teacher rather than its stored outputs
             features, tokens = batch["input_features"][index, None], batch["decoder_input_ids"][index, None]
             predicted = batch["predicted"][index, None]
-            wanted = base_model.get_encoder()(features).last_hidden_state
+            target = base_model.get_encoder()(features).last_hidden_state
             states = lite.get_encoder()(features).last_hidden_state
             decoded = lite.get_decoder()(tokens, encoder_hidden_states=states)[0][predicted]
-            target = base_model.get_decoder()(tokens, encoder_hidden_states=wanted)[0][predicted]
-            of_decoder = ((decoded - target) ** 2).mean() / target.var(correction=0)
+            decoded_target = base_model.get_decoder()(tokens, encoder_hidden_states=target)[0][predicted]
+            decoder_loss = ((decoded - decoded_target) ** 2).mean() / decoded_target.var(correction=0)
             pairs = zip(*(layer_inputs(m.get_encoder(), features)[1:6] for m in (lite, base_model)), strict=True)
-            of_layers = [((a - b) ** 2).mean() / b.var() for a, b in pairs]
-            of_states = ((states - wanted) ** 2).mean() / wanted.var()
-            expected += (0.5 * of_states + 0.7 * sum(of_layers) / 5 + 2.0 * of_decoder) / 4
+            layer_losses = [((a - b) ** 2).mean() / b.var() for a, b in pairs]
+            states_loss = ((states - target) ** 2).mean() / target.var()
+            expected += (0.5 * states_loss + 0.7 * sum(layer_losses) / 5 + 2.0 * decoder_loss) / 4
     assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
 
 
 def test_the_learning_rate_follows_from_the_loss(lite, base_model, processor, clips, tmp_path: Path) -> None:
-    """In proportion to it, up to a highest; batches of two, so that every window counts the same."""
+    """It is proportional to the loss up to a maximum; batches of two give every window the same weight."""
     distillation_data = DistillationDataset(
         write_distillation_data(base_model, processor.feature_extractor, clips[:4], SHORT, tmp_path, {}, range(1))
     )
-    arguments = training_arguments(replace(SHORT, batch_size=2), 5, 0.0, tmp_path, False, torch.device("cpu"))
+    arguments = training_arguments(replace(SHORT, batch_size=2), 5, 0.0, tmp_path, "float32", torch.device("cpu"))
     trial = RecoveryTrainer(lite, SHORT, arguments, eval_dataset=distillation_data)
     with torch.no_grad():
         loss = trial.compute_loss(lite.model.eval(), collate([distillation_data[index] for index in range(4)])).item()
-    assert loss < HIGHEST_RATE / RATE_OF_LOSS
-    assert learning_rate_of(trial) == pytest.approx(RATE_OF_LOSS * loss, rel=1e-3)
+    assert loss < MAX_LEARNING_RATE / LEARNING_RATE_PER_LOSS
+    assert choose_learning_rate(trial) == pytest.approx(LEARNING_RATE_PER_LOSS * loss, rel=1e-3)
     for layer in lite.get_encoder().layers:
         layer.fc2.weight2.data *= 10
-    assert learning_rate_of(trial) == HIGHEST_RATE
+    assert choose_learning_rate(trial) == MAX_LEARNING_RATE
 
 
 @pytest.mark.slow
-def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor, clips, tmp_path: Path) -> None:
+def test_only_the_factors_are_trained(lite, base_model, processor, clips, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in lite.state_dict().items()}
     trainable = {name for name, parameter in lite.named_parameters() if parameter.requires_grad}
     gentle = replace(SHORT, learning_rate=1e-4)
-    said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
-    assert said["steps"] == 10
-    assert said["loss_after"] < said["loss_before"]
+    result = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
+    assert result["steps"] == 10
+    assert result["loss_after"] < result["loss_before"]
     pairs = [name for name, module in lite.named_modules() if isinstance(module, LowRankLinear)]
     changed = {name for name, tensor in lite.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"{pair}.{factor}" for pair in pairs for factor in ("weight1", "weight2")}
@@ -181,42 +182,42 @@ def test_the_factors_learn_and_nothing_else_changes(lite, base_model, processor,
 
 @pytest.mark.long
 def test_a_time_becomes_a_number_of_steps(lite, base_model, processor, clips, tmp_path: Path, monkeypatch) -> None:
-    """As many as fit beside the evaluations, a whole number between two of them, and at least one."""
-    seconds = itertools.count()  # two for a step, however fast this machine is
+    """As many steps as fit next to the evaluations, the same number before each, and at least one."""
+    seconds = itertools.count()  # two ticks per step, independent of the machine
     monkeypatch.setattr(trainer, "now", lambda device: float(next(seconds)))
-    said = []
+    steps = []
     for minutes in (0.0, 0.8):
         settings = replace(SHORT, steps=None, minutes=minutes)
         folder = tmp_path / str(minutes)
-        given = (base_model, processor.feature_extractor, clips, 12, folder, settings)
-        said.append(recover(copy.deepcopy(lite), *given)["steps"])
-    assert said[0] == EVALUATIONS < said[1]
-    assert said[1] % EVALUATIONS == 0
+        arguments = (base_model, processor.feature_extractor, clips, 12, folder, settings)
+        steps.append(recover(copy.deepcopy(lite), *arguments)["steps"])
+    assert steps[0] == EVALUATIONS < steps[1]
+    assert steps[1] % EVALUATIONS == 0
 
 
 @pytest.mark.parametrize(("minutes", "variants"), [(0.0, 1), (2.0, 2), (600.0, 3)])
 def test_the_teacher_takes_no_more_than_its_share_of_the_time(
     base_model, processor, clips, tmp_path: Path, monkeypatch, minutes: float, variants: int
 ) -> None:
-    """20 seconds for each variant: so many fit into a third of the time, but one run over the audio has to be."""
-    monkeypatch.setattr(recovery, "seconds_of", lambda files: 10.0 * bool(files))
+    """At 20 s per variant, as many as fit into a third of the time, and at least one."""
+    monkeypatch.setattr(recovery, "teacher_seconds", lambda files: 10.0 * bool(files))
     settings = Recovery(minutes=minutes, variants=3, batch_size=4)
     parts = {"train": clips[:2], "test": clips[2:3]}
-    given = (base_model, processor.feature_extractor, parts, tmp_path, settings, {}, torch.device("cpu"))
-    assert [len(distillation_data) for distillation_data in recovery._distillation_data(*given)] == [
+    arguments = (base_model, processor.feature_extractor, parts, tmp_path, settings, {}, torch.device("cpu"))
+    assert [len(distillation_data) for distillation_data in recovery._distillation_data(*arguments)] == [
         2 * variants,
         variants,
     ]
 
 
 @pytest.mark.slow
-def test_it_is_never_worse_than_it_was(lite, base_model, processor, clips, tmp_path: Path, caplog) -> None:
+def test_failed_training_leaves_the_model_unchanged(lite, base_model, processor, clips, tmp_path: Path, caplog) -> None:
     start = copy.deepcopy(lite)
     balance(start)
-    absurd = Recovery(steps=5, variants=1, batch_size=4, learning_rate=10.0)
-    said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, absurd)
-    assert "left as it was" in caplog.text
-    assert said["loss_after"] == said["loss_before"]
+    excessive = Recovery(steps=5, variants=1, batch_size=4, learning_rate=10.0)
+    result = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, excessive)
+    assert "left unchanged" in caplog.text
+    assert result["loss_after"] == result["loss_before"]
     assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in lite.state_dict().items())
 
 
@@ -235,25 +236,25 @@ def test_a_loss_that_becomes_nan_keeps_the_best_step(
 
     monkeypatch.setattr(recovery, "RecoveryTrainer", Spoiled)
     gentle = replace(SHORT, learning_rate=1e-4)
-    said = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
+    result = recover(lite, base_model, processor.feature_extractor, clips, 12, tmp_path, gentle)
     assert "the loss is NaN or infinite at step 7" in caplog.text and "learning rate" in caplog.text
-    assert said["loss_after"] < said["loss_before"]
+    assert result["loss_after"] < result["loss_before"]
     assert all(tensor.isfinite().all() for tensor in lite.state_dict().values())
 
 
 @pytest.mark.long
-def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_recovery_resumes_exactly(
     base_model, moments, processor, clips, tmp_path: Path, monkeypatch
 ) -> None:
-    """The same losses from the checkpoint on, and the same weights at the end."""
+    """Losses after the checkpoint and final weights are those of an uninterrupted run."""
     ranks = threshold_ranks(encoder_spectra(base_model, moments), (0.9, 0.95), 4)
 
     def students() -> LiteWhisperForConditionalGeneration:
         return compress(base_model, moments, ranks).eval()
 
     whole, broken, resumed = students(), students(), students()
-    given = (base_model, processor.feature_extractor, clips, 12)
-    recover(whole, *given, tmp_path / "whole", SHORT)
+    arguments = (base_model, processor.feature_extractor, clips, 12)
+    recover(whole, *arguments, tmp_path / "whole", SHORT)
 
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **_) -> None:
@@ -268,20 +269,20 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
 
         patch.setattr(recovery, "RecoveryTrainer", Killed)
         with pytest.raises(KeyboardInterrupt):
-            recover(broken, *given, tmp_path / "broken", SHORT)
-    # and died again while it wrote a checkpoint
+            recover(broken, *arguments, tmp_path / "broken", SHORT)
+    # a second run is killed while it writes a checkpoint
     shutil.copytree(tmp_path / "broken/training/checkpoint-6", tmp_path / "broken/training/checkpoint-8")
     (tmp_path / "broken/training/checkpoint-8/trainer_state.json").write_text('{"best_global')
-    # Nor is it ever resumed as another one, whatever of its origin is removed.
+    # Other settings are refused, even if the files that record them are deleted.
     other = replace(SHORT, learning_rate=1e-4)
-    with pytest.raises(InputError, match=r"training was made from .* learning_rate .* remove the whole folder"):
-        recover(students(), *given, tmp_path / "broken", other)
+    with pytest.raises(InputError, match=r"training was created .* learning_rate .* remove the whole folder"):
+        recover(students(), *arguments, tmp_path / "broken", other)
     without = shutil.copytree(tmp_path / "broken", tmp_path / "without")
     for origin in without.rglob("origin.json"):
         origin.unlink()
-    with pytest.raises(InputError, match=r"training does not say what it was made from.* remove the whole folder"):
-        recover(students(), *given, without, other)
-    recover(resumed, *given, tmp_path / "broken", SHORT)
+    with pytest.raises(InputError, match=r"training does not record its settings.* remove the whole folder"):
+        recover(students(), *arguments, without, other)
+    recover(resumed, *arguments, tmp_path / "broken", SHORT)
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
     curves = [
         json.loads((tmp_path / name / "training/checkpoint-10/trainer_state.json").read_text())["log_history"]
@@ -294,7 +295,7 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_not_been(
 def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
     base_model, processor, clips, monkeypatch, caplog
 ) -> None:
-    """Only the order of things: there is no such device here."""
+    """With a stand-in, because a real device with too little memory is not available."""
     features = next(iter(feature_batches(clips, processor.feature_extractor, 2, 2)))
     moved = []
 
@@ -308,15 +309,13 @@ def test_a_teacher_without_room_on_its_device_goes_to_the_cpu(
             moved.append(device)
             return base_model
 
-    lesson = _example(Teacher(), features)  # type: ignore[arg-type]
-    assert moved == ["cpu"] and lesson["states"].shape == (2, 300, 256)
+    example = _teacher_outputs(Teacher(), features)  # type: ignore[arg-type]
+    assert moved == ["cpu"] and example["states"].shape == (2, 300, 256)
     assert "runs on the CPU" in caplog.text
 
 
-def test_a_teacher_for_which_the_device_is_too_small(
-    lite, base_model, processor, clips, tmp_path: Path, caplog
-) -> None:
-    """It goes to the CPU before the audio, and recovery goes on."""
+def test_a_teacher_that_does_not_fit_on_the_device(lite, base_model, processor, clips, tmp_path: Path, caplog) -> None:
+    """It is moved to the CPU before the audio is processed, and recovery continues."""
     teacher = copy.deepcopy(base_model)
     moved: list[str] = []
 
@@ -343,7 +342,7 @@ def test_student_and_teacher_of_different_families(lite, processor, clips, tmp_p
     }
     sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     other = WhisperForConditionalGeneration(WhisperConfig(**sizes, vocab_size=1900))
-    with pytest.raises(InputError, match="d_model is 256 in the one and 64 in the other"):
+    with pytest.raises(InputError, match="d_model is 256 in the compressed model and 64 in the base model"):
         recover(lite, other, processor.feature_extractor, clips, 4, tmp_path, SHORT)
 
 
@@ -355,32 +354,32 @@ def test_nothing_to_train(base_model, processor, clips, tmp_path: Path) -> None:
 
 def test_audio_without_speech(lite, base_model, processor, tmp_path: Path, monkeypatch) -> None:
     hum = [Clip(f"hum {i}", 0.1 * np.sin(np.arange(96_000) / 40).astype(np.float32)) for i in range(8)]
-    with pytest.raises(InputError, match="hears no speech"):
+    with pytest.raises(InputError, match="finds no speech"):
         recover(
             lite, base_model, processor.feature_extractor, hum, 8, tmp_path, Recovery(steps=5, variants=1, noise=())
         )
 
 
 def test_too_little_audio(lite, base_model, processor, clips, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="too little audio"):
+    with pytest.raises(InputError, match="at least two windows"):
         recover(lite, base_model, processor.feature_extractor, clips[:1], 4, tmp_path, SHORT)
 
 
 @pytest.mark.slow
 def test_the_command(lite, tmp_path: Path, capsys, caplog) -> None:
-    """A folder in, a complete folder out, with an account of what was done; nothing else is left."""
+    """It writes a complete model folder with a report, and leaves no other files."""
     caplog.set_level(logging.INFO)
     save_model_folder(lite, MODEL, tmp_path / "lite", {"base_model": "whisper-digits"})
-    command = [tmp_path / "lite", "--teacher", MODEL, "--dataset", AUDIO, "--num-samples", 12, "--batch-size", 4]
+    command = [tmp_path / "lite", "--base-model", MODEL, "--dataset", AUDIO, "--num-windows", 12, "--batch-size", 4]
     command += ["--steps", 5, "--output", tmp_path / "better"]
     assert main([str(word) for word in command]) == 0
     assert {path.name for path in (tmp_path / "better").iterdir()} == {
         path.name for path in (tmp_path / "lite").iterdir()
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["better", "lite"]
-    said = json.loads((tmp_path / "better/compression.json").read_text())
-    assert said["base_model"] == "whisper-digits" and said["recovery"]["steps"] == 5
-    assert said["recovery"]["loss_after"] <= said["recovery"]["loss_before"]
+    report = json.loads((tmp_path / "better/compression.json").read_text())
+    assert report["base_model"] == "whisper-digits" and report["recovery"]["steps"] == 5
+    assert report["recovery"]["loss_after"] <= report["recovery"]["loss_before"]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("lite", "better")]
     assert weights[0].keys() == weights[1].keys()
     assert "before" in capsys.readouterr().out
@@ -390,9 +389,9 @@ def test_the_command(lite, tmp_path: Path, capsys, caplog) -> None:
 
 @pytest.mark.slow
 def test_convert_recovers(tmp_path: Path) -> None:
-    command = ["--model", MODEL, "--dataset", AUDIO, "--num-samples", 4, "--ratio", 0.2, "--rank-multiple", 4]
+    command = ["--base-model", MODEL, "--dataset", AUDIO, "--num-windows", 4, "--ratio", 0.2, "--rank-multiple", 4]
     assert convert.main([str(word) for word in [*command, "--recover", 0.01, "--output", tmp_path / "lite"]]) == 0
-    said = json.loads((tmp_path / "lite/compression.json").read_text())
-    assert said["recovery"]["steps"] == EVALUATIONS
+    report = json.loads((tmp_path / "lite/compression.json").read_text())
+    assert report["recovery"]["steps"] == EVALUATIONS
     assert "trained for 5 steps" in (tmp_path / "lite/README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["lite"]

@@ -1,4 +1,4 @@
-"""Factors as ordinary linear layers, quantised by torchao, which is installed beside transformers 4.57 only."""
+"""Factors as ordinary linear layers, quantised by torchao (only installed with transformers 4.57)."""
 
 import pytest
 from random_models import encode, random_model
