@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=2)
     arguments = parser.parse_args()
-    print(f"shape of large-v3, fp32, batch size {arguments.batch_size}, {arguments.threads} threads")
+    print(f"shape of large-v3, float32, batch size {arguments.batch_size}, {arguments.threads} threads")
     context = multiprocessing.get_context("spawn")
     for windows, factorise in ((2, False), (6, True)):
         process = context.Process(target=measure, args=(windows, factorise, arguments))

@@ -36,7 +36,7 @@ def with_int8_encoder(model: WhisperForConditionalGeneration) -> WhisperForCondi
 
 FORMATS: dict[str, Callable[[WhisperForConditionalGeneration], WhisperForConditionalGeneration]] = {
     "float32": lambda model: model,
-    "float32, inference mode": lambda model: model.optimize_for_inference(),  # type: ignore[operator]
+    "float32, optimised inference": lambda model: model.optimize_for_inference(),  # type: ignore[operator]
     "bfloat16": lambda model: model.to(torch.bfloat16),  # type: ignore[arg-type]
     "int8": with_int8_encoder,
 }

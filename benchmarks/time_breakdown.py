@@ -134,7 +134,9 @@ def watch_encoder(watch: Stopwatch, encoder: WhisperEncoder) -> None:
             for name, projection in projections(layer).items():
                 watch.module(projection, name)
             continue
-        watch.attributes(fast, {"attention": "attention"} | ({"shared_product": "q, k, v first"} if fast.shared else {}))
+        watch.attributes(
+            fast, {"attention": "attention"} | ({"shared_product": "q, k, v first"} if fast.shared else {})
+        )
         watch.items(fast.products)
 
 
