@@ -146,8 +146,6 @@ def main() -> None:
         sensitivities = collect_sensitivities(model, batches, seed)
         variances, losses = encoder_spectra(model, moments), encoder_spectra(model, moments, sensitivities)
         ingredients = not seed and not arguments.recover
-        if ingredients:
-            four_draws = collect_sensitivities(model, batches, seed, draws=4)
         for thresholds in arguments.thresholds:
             attention, mlp = map(float, thresholds.split(":"))
             published = threshold_ranks(variances, (attention, mlp), RANK_MULTIPLE)
@@ -166,8 +164,6 @@ def main() -> None:
             by_variance = budget_ranks(normalised(variances), budget, RANK_MULTIPLE)
             report(seed, thresholds, "budget on relative variance", compress(model, moments, by_variance))
             report(seed, thresholds, "ranks by loss, factors by variance", compress(model, moments, ranks))
-            four_ranks = budget_ranks(encoder_spectra(model, moments, four_draws), budget, RANK_MULTIPLE)
-            report(seed, thresholds, "loss-aware, four draws", compress(model, moments, four_ranks, four_draws))
     if arguments.json:
         write_results(rows, arguments.json, UNITS)
 

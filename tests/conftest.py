@@ -122,7 +122,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("padded") / "padded"
     options = ["--num-windows", "12", "--device", "cpu", "--output", str(output)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(padding, "CLIPS", 48)
+        patch.setattr(padding, "MIN_CLIPS", 48)
         assert main([str(MINIATURE), "--dataset", str(EXAMPLES / "digits/calibration"), *options]) == 0
     return output
 

@@ -15,7 +15,7 @@ from ..lowrank.allocation import (
     EncoderSpectra,
     Ranks,
     budget_ranks,
-    discarded,
+    discarded_eigenvalues,
     smallest_cost,
     threshold_ranks,
     total_cost,
@@ -81,7 +81,7 @@ def compress_loss_aware(
         # nats per window
         "predicted_loss": [
             {projection: frames / 2 * loss for projection, loss in layer_losses.items()}
-            for layer_losses in discarded(spectra, ranks)
+            for layer_losses in discarded_eigenvalues(spectra, ranks)
         ],
     }
 

@@ -1,14 +1,13 @@
-"""Low-rank compression of an encoder: calibration, spectra, ranks, factors."""
+"""Low-rank compression of an encoder: calibration, spectra, rank allocation and factorisation."""
 
 from ..audio import feature_batches
 from .allocation import budget_ranks, threshold_ranks
 from .compression import compress, encoder_spectra
-from .moments import add_moments, collect_moments
+from .moments import collect_moments
 from .sensitivity import collect_sensitivities
 from .storage import load_calibration, save_calibration
 
 __all__ = [
-    "add_moments",
     "budget_ranks",
     "collect_moments",
     "collect_sensitivities",

@@ -1,4 +1,4 @@
-"""Spectra in, a rank for every projection out; pure functions."""
+"""Choice of a rank for every projection from the spectra."""
 
 import math
 from collections.abc import Callable
@@ -7,30 +7,33 @@ from ..common.errors import InputError
 from .spectrum import Spectrum
 
 EncoderSpectra = list[dict[str, Spectrum]]
-"""One dict per encoder layer, from projection to spectrum."""
+"""One dict per encoder layer that maps each projection to its spectrum."""
 
 Ranks = list[dict[str, int]]
-"""One dict per encoder layer, from each compressed projection to its rank: the `low_rank_config` of the model."""
+"""One dict per encoder layer that maps each compressed projection to its rank: the model's `low_rank_config`."""
 
 
 def threshold_ranks(
     spectra: EncoderSpectra, thresholds: tuple[float, float] = (0.99, 0.999), multiple: int = 16
 ) -> Ranks:
     """
-    The published recipe (LiteASR, Kamahori et al., EMNLP 2025): in every projection by itself the smallest rank that
-    holds more than a fraction of the variance.
+    Chooses ranks by the published recipe (LiteASR, Kamahori et al., EMNLP 2025): for each projection independently,
+    the smallest rank that explains more than a given fraction of the variance.
 
-    A projection stays dense where no such rank is left or the pair would be larger than the layer it replaces, which
-    is the paper's "rank above d/2 for attention, above 0.8 d for the MLP".
+    A projection stays dense if no rank reaches the threshold or if the low-rank pair would have more parameters than
+    the dense layer. The latter is the paper's rule "rank above d/2 for attention, above 0.8 d for the MLP".
 
     Args:
-        spectra (`EncoderSpectra`): of every projection.
+        spectra (`EncoderSpectra`): the spectra of all projections.
         thresholds (`tuple[float, float]`): the fractions for attention (q, k, v, out) and for the MLP (fc1, fc2).
-        multiple (`int`): ranks are multiples of it.
+        multiple (`int`): ranks are multiples of this number.
+
+    Returns:
+        `Ranks`: the chosen ranks.
 
     Raises:
-        InputError: a threshold is not between 0 and 1, the multiple is not positive, or there are fewer frames than a
-            rank needs.
+        InputError: a threshold is not between 0 and 1, the multiple is not positive, or the audio has too few frames to
+            estimate a rank.
     """
     if not all(0 < threshold < 1 for threshold in thresholds):
         raise InputError(
@@ -39,8 +42,8 @@ def threshold_ranks(
     if multiple < 1:
         raise InputError(f"rank multiple {multiple} must be at least 1", setting="rank_multiple")
     ranks: Ranks = [{} for _ in spectra]
-    for layer, of_layer in enumerate(spectra):
-        for projection, spectrum in of_layer.items():
+    for layer, layer_spectra in enumerate(spectra):
+        for projection, spectrum in layer_spectra.items():
             threshold = thresholds[projection in ("fc1", "fc2")]
             candidates = range(multiple, len(spectrum.eigenvalues) + 1, multiple)
             rank = next((rank for rank in candidates if spectrum.explained_variance(rank) > threshold), None)
@@ -48,8 +51,8 @@ def threshold_ranks(
                 continue
             if rank >= spectrum.frames:
                 raise InputError(
-                    f"rank {rank} of layer {layer} {projection} needs {rank + 1} frames of audio and there are "
-                    f"{spectrum.frames}; add audio for at least {rank + 1 - spectrum.frames} more frames",
+                    f"rank {rank} of layer {layer} {projection} needs at least {rank + 1} frames of calibration audio, "
+                    f"got {spectrum.frames}; add at least {rank + 1 - spectrum.frames} more frames",
                     setting="num_windows",
                 )
             ranks[layer][projection] = rank
@@ -58,17 +61,20 @@ def threshold_ranks(
 
 def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int = 16) -> Ranks:
     """
-    The published recipe at a given size: the highest thresholds whose ranks stay within a budget of parameters.
+    Chooses ranks by the published recipe with the highest thresholds that stay within a parameter budget.
 
-    The threshold of the MLP is the tenth root of that of attention, as with the published 0.99 and 0.999.
+    The threshold for the MLP is the tenth root of the attention threshold, as with the published 0.99 and 0.999.
 
     Args:
-        spectra (`EncoderSpectra`): of every projection, eigenvalues being variances.
-        budget (`float`): parameters of all projections together.
-        multiple (`int`): ranks are multiples of it.
+        spectra (`EncoderSpectra`): the spectra of all projections, with variances as eigenvalues.
+        budget (`float`): the maximum number of parameters of all projections together.
+        multiple (`int`): ranks are multiples of this number.
+
+    Returns:
+        `Ranks`: the chosen ranks.
 
     Raises:
-        InputError: no thresholds lead to so small a size.
+        InputError: no thresholds satisfy the budget.
     """
 
     def ranks(exponent: float) -> Ranks:
@@ -77,8 +83,8 @@ def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int
     low, high = 1e-9, 700.0
     if total_cost(spectra, ranks(high)) > budget:
         raise InputError(
-            f"no thresholds of the published recipe give {budget:,.0f} parameters; let ranks be multiples of a smaller "
-            "number",
+            f"no thresholds of the published recipe reach {budget:,.0f} parameters; raise the budget or lower the rank "
+            "multiple",
             setting="rank_multiple",
         )
     for _ in range(60):
@@ -88,40 +94,40 @@ def threshold_ranks_within(spectra: EncoderSpectra, budget: float, multiple: int
 
 
 def parameter_cost(spectrum: Spectrum, rank: int | None) -> float:
-    """The parameters of a projection at a rank, or dense (None)."""
+    """The number of parameters of a projection at `rank`, or dense if `rank` is `None`."""
     return spectrum.dense_parameters if rank is None else spectrum.parameters(rank)
 
 
 def total_cost(
     spectra: EncoderSpectra, ranks: Ranks, cost: Callable[[Spectrum, int | None], float] = parameter_cost
 ) -> float:
-    """What all projections cost at these ranks."""
+    """The total cost of all projections at these ranks."""
     return sum(
-        cost(spectrum, of_layer.get(projection))
-        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
-        for projection, spectrum in spectra_of_layer.items()
+        cost(spectrum, layer_ranks.get(projection))
+        for layer_spectra, layer_ranks in zip(spectra, ranks, strict=True)
+        for projection, spectrum in layer_spectra.items()
     )
 
 
 def smallest_cost(
     spectra: EncoderSpectra, multiple: int = 16, cost: Callable[[Spectrum, int | None], float] = parameter_cost
 ) -> float:
-    """What all projections cost at the ranks that cost least."""
+    """The lowest possible total cost of all projections."""
     return sum(
         min(choice[0] for choice in _choices(spectrum, multiple, cost))
-        for of_layer in spectra
-        for spectrum in of_layer.values()
+        for layer_spectra in spectra
+        for spectrum in layer_spectra.values()
     )
 
 
-def discarded(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
-    """The sum of the eigenvalues that each projection loses at its rank; 0 where it stays dense."""
+def discarded_eigenvalues(spectra: EncoderSpectra, ranks: Ranks) -> list[dict[str, float]]:
+    """The sum of the eigenvalues that each projection discards at its rank; 0 for dense projections."""
     return [
         {
-            projection: float(spectrum.eigenvalues[of_layer.get(projection, len(spectrum.eigenvalues)) :].sum())
-            for projection, spectrum in spectra_of_layer.items()
+            projection: float(spectrum.eigenvalues[layer_ranks.get(projection, len(spectrum.eigenvalues)) :].sum())
+            for projection, spectrum in layer_spectra.items()
         }
-        for spectra_of_layer, of_layer in zip(spectra, ranks, strict=True)
+        for layer_spectra, layer_ranks in zip(spectra, ranks, strict=True)
     ]
 
 
@@ -132,28 +138,31 @@ def budget_ranks(
     cost: Callable[[Spectrum, int | None], float] = parameter_cost,
 ) -> Ranks:
     """
-    The ranks that lose least while all projections together stay within a budget.
+    Chooses the ranks that minimise the discarded eigenvalues under one budget for all projections.
 
-    The eigenvalues must be in one unit, such as that of the loss, so that what is discarded may be added up over
-    projections of all kinds. For a multiplier mu every projection by itself takes the rank that minimises
-    discarded(rank) + mu * cost(rank), dense being one choice; as mu falls, the projections move along the lower convex
-    hulls of their (cost, discarded) points, one edge at a time and the steepest first. The first edge that does not
-    fit ends its projection, later ones may still fill what is left.
+    The eigenvalues of all projections must share one unit, such as the loss, so that they can be summed. This is a
+    Lagrangian relaxation: for a multiplier mu, each projection independently minimises discarded(rank) + mu *
+    cost(rank), with dense as one of the choices. As mu decreases, each projection moves along the lower convex hull of
+    its (cost, discarded) points. The hull edges of all projections are taken in order of steepness. A projection stops
+    at its first edge that exceeds the budget; the others may use the remainder.
 
     Args:
-        spectra (`EncoderSpectra`): of every projection.
-        budget (`float`): what the projections may cost together, in the unit of `cost`.
-        multiple (`int`): ranks are multiples of it.
-        cost (`Callable`): what a projection costs at a rank or dense (None); parameters by default.
+        spectra (`EncoderSpectra`): the spectra of all projections.
+        budget (`float`): the maximum total cost of the projections, in the unit of `cost`.
+        multiple (`int`): ranks are multiples of this number.
+        cost (`Callable`): the cost of a projection at a rank, or dense (`None`); by default its number of parameters.
+
+    Returns:
+        `Ranks`: the chosen ranks.
 
     Raises:
-        InputError: the smallest ranks cost more than the budget already.
+        InputError: even the smallest ranks exceed the budget.
     """
     ranks: list[dict[str, int | None]] = [{} for _ in spectra]
     edges = []
     total = 0.0
-    for layer, of_layer in enumerate(spectra):
-        for projection, spectrum in of_layer.items():
+    for layer, layer_spectra in enumerate(spectra):
+        for projection, spectrum in layer_spectra.items():
             start, *rest = _lower_hull(_choices(spectrum, multiple, cost))
             ranks[layer][projection], total = start[2], total + start[0]
             for before, after in zip([start, *rest], rest, strict=False):
@@ -161,36 +170,36 @@ def budget_ranks(
                 edges.append((gain, after[0] - before[0], layer, projection, after[2]))
     if total > budget:
         raise InputError(
-            f"the smallest ranks cost {total:,.0f} and the budget for the projections is {budget:,.0f}; "
-            "raise the budget, or let ranks be multiples of a smaller number",
+            f"the smallest ranks cost {total:,.0f}, more than the projections' budget of {budget:,.0f}; "
+            "raise the budget or lower the rank multiple",
             setting="rank_multiple",
         )
-    ended = set()
-    # Edges of one hull come in its order, since they get less steep along it.
+    finished = set()
+    # Sorting keeps the order of edges within a hull because they become less steep along it.
     for _, step, layer, projection, rank in sorted(edges, key=lambda edge: -edge[0]):
-        if (layer, projection) in ended:
+        if (layer, projection) in finished:
             continue
         if total + step > budget:
-            ended.add((layer, projection))
+            finished.add((layer, projection))
             continue
         ranks[layer][projection], total = rank, total + step
-    return [{name: rank for name, rank in of_layer.items() if rank is not None} for of_layer in ranks]
+    return [{name: rank for name, rank in layer_ranks.items() if rank is not None} for layer_ranks in ranks]
 
 
 _Choice = tuple[float, float, int | None]  # cost, discarded, rank
 
 
 def _choices(spectrum: Spectrum, multiple: int, cost: Callable[[Spectrum, int | None], float]) -> list[_Choice]:
-    """Every rank that its frames can support and that is cheaper than dense, and dense, by rising cost."""
+    """Dense, and all ranks that are cheaper than dense and supported by enough frames, in order of increasing cost."""
     discarded = (spectrum.eigenvalues.sum() - spectrum.eigenvalues.cumsum(0)).clamp(min=0).tolist()
     dense = cost(spectrum, None)
     ranks = range(multiple, min(len(discarded), spectrum.frames - 1) + 1, multiple)
-    pairs: list[_Choice] = [(cost(spectrum, rank), discarded[rank - 1], rank) for rank in ranks]
-    return [*sorted(pair for pair in pairs if pair[0] < dense), (dense, 0.0, None)]
+    low_rank: list[_Choice] = [(cost(spectrum, rank), discarded[rank - 1], rank) for rank in ranks]
+    return [*sorted(choice for choice in low_rank if choice[0] < dense), (dense, 0.0, None)]
 
 
 def _lower_hull(choices: list[_Choice]) -> list[_Choice]:
-    """The choices on the lower convex hull, of falling loss and rising cost."""
+    """The choices on the lower convex hull, with increasing cost and decreasing loss."""
     hull: list[_Choice] = []
     for choice in choices:
         while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (choice[0] - hull[-2][0]) >= (choice[1] - hull[-2][1]) * (

@@ -1,4 +1,4 @@
-"""From a model and its moments to spectra, and with ranks to a LiteWhisper."""
+"""Spectra of a model's projections, and the compressed model with given ranks."""
 
 import copy
 
@@ -14,28 +14,31 @@ from ..modeling_lite_whisper import LiteWhisperForConditionalGeneration
 from ..models.layers import projection_module
 from .allocation import EncoderSpectra, Ranks
 from .bias_correction import correct_bias
-from .moments import OBSERVED_SIDE, EncoderMoments, Moments, blended
+from .moments import OBSERVED_SIDE, EncoderMoments, Moments, blend_moments
 from .sensitivity import Sensitivities
 from .spectrum import Factors, Side, Spectrum, factorize, loss_metric, output_eigenvalues
 
-DAMPING = 0.5  # this and the next were chosen on whisper-base and audio of other languages, see the method
-UNIFORM = 0.2  # the share of a frame's weight that does not depend on how much the loss feels it
+# Both values were tuned on whisper-base with audio in other languages, see docs/method.md.
+METRIC_DAMPING = 0.5
+UNIFORM_WEIGHT = 0.2  # fraction of a frame's weight that does not depend on its gradient
 
 
 def _layer_moments(
     layer: WhisperEncoderLayer, index: int, uniform: dict[str, Moments], sensitivities: Sensitivities | None
 ) -> dict[str, Moments]:
-    """The moments of a layer's frames as its projections are to see them, on the layer's device."""
+    """The moments of a layer on its device, blended with the gradient-weighted ones if there are sensitivities."""
 
-    def on_device(of_layer: dict[str, Moments]) -> dict[str, Moments]:
-        return {name: m.to(layer.fc1.weight.device) for name, m in of_layer.items()}
+    def on_device(moments: dict[str, Moments]) -> dict[str, Moments]:
+        return {name: m.to(layer.fc1.weight.device) for name, m in moments.items()}
 
     uniform = on_device(uniform)
-    return blended(uniform, on_device(sensitivities.moments[index]), UNIFORM) if sensitivities else uniform
+    if not sensitivities:
+        return uniform
+    return blend_moments(uniform, on_device(sensitivities.moments[index]), UNIFORM_WEIGHT)
 
 
-def _observed(moments: dict[str, Moments], projection: str) -> tuple[Moments, Side]:
-    """The moments that describe a projection, and of which side they are."""
+def _observed_moments(moments: dict[str, Moments], projection: str) -> tuple[Moments, Side]:
+    """The moments that belong to a projection, and the side (input or output) on which they were collected."""
     name = "q_proj" if projection in ("k_proj", "v_proj") else projection
     return moments[name], OBSERVED_SIDE[name]
 
@@ -44,43 +47,43 @@ def encoder_spectra(
     model: WhisperForConditionalGeneration,
     moments: EncoderMoments,
     sensitivities: Sensitivities | None = None,
-    damping: float = DAMPING,
+    damping: float = METRIC_DAMPING,
 ) -> EncoderSpectra:
     """
-    The spectrum of every encoder projection.
+    Computes the spectrum of every encoder projection.
 
-    Time: one eigenvalue problem of size d x d per projection, in float64 (large-v3: 192 of 1280 x 1280); several
-    processes share the layers.
+    Time: one d x d eigenvalue problem per projection in float64 (large-v3: 192 of 1280 x 1280). In a distributed run
+    the processes share the layers.
 
     Args:
         model (`WhisperForConditionalGeneration`): the base model.
-        moments (`EncoderMoments`): of its encoder, from `collect_moments`.
+        moments (`EncoderMoments`): the moments of its encoder, from `collect_moments`.
         sensitivities (`Sensitivities`, *optional*):
-            From `collect_sensitivities`; with them the eigenvalues are in units of the loss, comparable across layers
-            and kinds of layer, without them variances.
-        damping (`float`, *optional*, defaults to 0.5): of the metric that is made of the sensitivities, see
-            `loss_metric`.
+            The result of `collect_sensitivities`. If given, the eigenvalues are in units of the loss and comparable
+            across layers and projection types; otherwise they are variances.
+        damping (`float`, *optional*, defaults to 0.5): the damping of the loss metric, see `loss_metric`.
 
     Returns:
-        `EncoderSpectra`: one dict per encoder layer, from projection to spectrum, on the CPU.
+        `EncoderSpectra`: one dict per encoder layer that maps each projection to its spectrum, on the CPU.
     """
     layers = model.get_encoder().layers
     spectra: dict[int, dict[str, Spectrum]] = {}
-    metrics = sensitivities.layers if sensitivities else [{} for _ in layers]
-    layerwise = list(shard(enumerate(zip(layers, moments, metrics, strict=True))))
-    for index, (layer, uniform, of_metric) in tqdm(layerwise, "spectra", unit="layer"):
+    sensitivity_matrices = sensitivities.layers if sensitivities else [{} for _ in layers]
+    own_layers = list(shard(enumerate(zip(layers, moments, sensitivity_matrices, strict=True))))
+    for index, (layer, uniform, matrices) in tqdm(own_layers, "spectra", unit="layer"):
         spectra[index] = {}
-        of_layer = _layer_moments(layer, index, uniform, sensitivities)
+        layer_moments = _layer_moments(layer, index, uniform, sensitivities)
         for projection in PROJECTIONS:
             linear = projection_module(layer, projection)
-            observed, side = _observed(of_layer, projection)
+            observed, side = _observed_moments(layer_moments, projection)
             weight = linear.weight.detach()
-            metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
+            sensitivity = matrices[projection].to(weight.device) if sensitivities else None
+            metric = None if sensitivity is None else loss_metric(weight, sensitivity, damping)
             eigenvalues = output_eigenvalues(weight, observed.covariance, side, metric)
             spectra[index][projection] = Spectrum(
                 eigenvalues.cpu(), linear.in_features, linear.out_features, linear.bias is not None, int(observed.count)
             )
-    return [of_layer for _, of_layer in sorted(all_gather(list(spectra.items())), key=lambda item: item[0])]
+    return [layer_spectra for _, layer_spectra in sorted(all_gather(list(spectra.items())), key=lambda item: item[0])]
 
 
 @torch.no_grad()
@@ -89,43 +92,50 @@ def compress(
     moments: EncoderMoments,
     ranks: Ranks,
     sensitivities: Sensitivities | None = None,
-    damping: float = DAMPING,
+    damping: float = METRIC_DAMPING,
 ) -> LiteWhisperForConditionalGeneration:
     """
-    Builds the LiteWhisper in which every projection named in `ranks` is a low-rank pair.
+    Builds the compressed model, in which every projection listed in `ranks` is a low-rank pair.
+
+    In a distributed run the processes share the layers, and each returns the whole model.
 
     Args:
-        model (`WhisperForConditionalGeneration`): the base model; not changed, and no memory is shared with the result.
-        moments (`EncoderMoments`): of its encoder, from `collect_moments`.
+        model (`WhisperForConditionalGeneration`): the base model. It is not modified and shares no memory with the
+            result.
+        moments (`EncoderMoments`): the moments of its encoder, from `collect_moments`.
         ranks (`Ranks`): one dict per encoder layer, for example from `threshold_ranks`.
-        sensitivities (`Sensitivities`, *optional*): with them each projection keeps what the loss feels most, and the
-            bias of the output is corrected; without them it keeps what varies most.
-        damping (`float`, *optional*, defaults to 0.5): of the metric that is made of the sensitivities, see
-            `loss_metric`.
+        sensitivities (`Sensitivities`, *optional*):
+            The result of `collect_sensitivities`. If given, each projection keeps the directions that matter most to
+            the loss, and the output bias is corrected; otherwise it keeps the directions with the largest variance.
+        damping (`float`, *optional*, defaults to 0.5): the damping of the loss metric, see `loss_metric`.
 
     Returns:
-        `LiteWhisperForConditionalGeneration`: the compressed model, in evaluation mode, in the base model's dtype and
-        on its device, with its generation settings. Several processes share the layers, and each gets the whole model.
+        `LiteWhisperForConditionalGeneration`: the compressed model in evaluation mode, with the dtype, device and
+        generation settings of the base model.
 
     Raises:
         ValueError: a layer, projection or rank does not fit the model.
     """
     lite = empty_lite_model(model, ranks)
-    metrics = sensitivities.layers if sensitivities else [{} for _ in ranks]
-    twins = lite.get_encoder().layers
-    layers = list(shard(enumerate(zip(model.get_encoder().layers, twins, ranks, moments, metrics, strict=True))))
-    for index, (layer, twin, of_layer, uniform, of_metric) in tqdm(layers, "factorisation", unit="layer"):
-        observed_layer = _layer_moments(layer, index, uniform, sensitivities)
-        for projection, rank in of_layer.items():
+    sensitivity_matrices = sensitivities.layers if sensitivities else [{} for _ in ranks]
+    layers, lite_layers = model.get_encoder().layers, lite.get_encoder().layers
+    own_layers = list(shard(enumerate(zip(layers, lite_layers, ranks, moments, sensitivity_matrices, strict=True))))
+    for index, (layer, lite_layer, layer_ranks, uniform, matrices) in tqdm(own_layers, "factorisation", unit="layer"):
+        layer_moments = _layer_moments(layer, index, uniform, sensitivities)
+        for projection, rank in layer_ranks.items():
             linear = projection_module(layer, projection)
-            observed, side = _observed(observed_layer, projection)
+            observed, side = _observed_moments(layer_moments, projection)
             weight = linear.weight
-            metric = loss_metric(weight, of_metric[projection].to(weight.device), damping) if sensitivities else None
+            sensitivity = matrices[projection].to(weight.device) if sensitivities else None
+            metric = None if sensitivity is None else loss_metric(weight, sensitivity, damping)
             factors = factorize(weight, linear.bias, observed.mean, observed.covariance, side, rank, metric)
-            set_factors(projection_module(twin, projection), factors)
-    done = [(i, {name: value.cpu() for name, value in twins[i].state_dict().items()}) for i in shard(range(len(twins)))]
-    for index, weights in all_gather(done):
-        twins[index].load_state_dict(weights)
+            set_factors(projection_module(lite_layer, projection), factors)
+    state_dicts = [
+        (index, {name: value.cpu() for name, value in lite_layers[index].state_dict().items()})
+        for index in shard(range(len(lite_layers)))
+    ]
+    for index, state_dict in all_gather(state_dicts):
+        lite_layers[index].load_state_dict(state_dict)
     if sensitivities and any(ranks):
         correct_bias(lite, model, sensitivities.windows)
     return lite
@@ -133,7 +143,7 @@ def compress(
 
 def empty_lite_model(model: WhisperForConditionalGeneration, ranks: Ranks) -> LiteWhisperForConditionalGeneration:
     """
-    The LiteWhisper with these ranks, a copy of the base model except that all its factors are zero.
+    Builds a copy of the base model with low-rank pairs of the given ranks, whose factors are all zero.
 
     Raises:
         ValueError: a layer, projection or rank does not fit the model.
@@ -156,6 +166,6 @@ def empty_lite_model(model: WhisperForConditionalGeneration, ranks: Ranks) -> Li
 
 @torch.no_grad()
 def set_factors(pair: nn.Module, factors: Factors) -> None:
-    """Writes factors into a `LowRankLinear`, in its dtype and on its device."""
+    """Copies factors into a `LowRankLinear`, converting them to its dtype and device."""
     for name, value in factors._asdict().items():
         getattr(pair, name).copy_(value)

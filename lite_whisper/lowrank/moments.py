@@ -1,4 +1,4 @@
-"""Log-mel features in, moments of the encoder's activations out, in one streaming pass."""
+"""Moments of the encoder's activations, collected in one streaming pass over the audio."""
 
 import itertools
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ from ..common.tensor_files import Checkpoint
 from ..models.layers import projection_module
 from .spectrum import Side
 
-# The narrow side of each projection. q, k and v share one input, so q_proj stands for all three.
+# The side of each projection with fewer features. q, k and v share one input, which is stored as q_proj.
 OBSERVED_SIDE: dict[str, Side] = {"q_proj": "input", "out_proj": "input", "fc1": "input", "fc2": "output"}
 
 
 @dataclass
 class Moments:
     """
-    Mean and scatter of the frames seen so far; all that a covariance needs, and additive.
+    Running mean and scatter matrix of activation frames. Moments of separate audio can be added.
 
     Args:
-        count (`float`): number of frames, or the sum of their weights.
-        mean (`torch.Tensor` of shape `(features,)`): of the frames.
-        scatter (`torch.Tensor` of shape `(features, features)`): the sum of centred outer products.
+        count (`float`): the number of frames, or the sum of their weights.
+        mean (`torch.Tensor` of shape `(features,)`): the mean of the frames.
+        scatter (`torch.Tensor` of shape `(features, features)`): the sum of the outer products of the centred frames.
     """
 
     count: float
@@ -37,29 +37,29 @@ class Moments:
 
     @classmethod
     def zeros(cls, features: int, device: torch.device | None = None) -> "Moments":
-        """The moments of no frames, in float64."""
+        """Creates empty moments in float64."""
         mean = torch.zeros(features, dtype=torch.float64, device=device)
         return cls(0, mean, torch.zeros(features, features, dtype=torch.float64, device=device))
 
     def to(self, device: torch.device) -> "Moments":
-        """The same on a device, without a copy where they are there."""
+        """Returns the moments on `device`; tensors that are already there are not copied."""
         return Moments(self.count, self.mean.to(device), self.scatter.to(device))
 
     @property
     def covariance(self) -> torch.Tensor:
-        """The mean centred outer product, of shape `(features, features)`; `count` must not be 0."""
+        """The covariance matrix of shape `(features, features)`; `count` must not be 0."""
         return self.scatter / self.count
 
     def update(self, frames: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """
-        Adds frames.
+        Adds a batch of frames.
 
-        Every batch is centred by its own mean, so nothing cancels, and multiplied in float32 at least. Sums over
-        batches are in float64, so that it does not matter in which order or process they are added up.
+        Each batch is centred on its own mean to avoid cancellation and multiplied in at least float32. Batches are
+        summed in float64, so the result does not depend on their order or on the process that handles them.
 
         Args:
-            frames (`torch.Tensor` of shape `(frames, features)`): of any dtype.
-            weights (`torch.Tensor` of shape `(frames,)`, *optional*): how much each counts; 1 by default.
+            frames (`torch.Tensor` of shape `(frames, features)`): the frames, of any dtype.
+            weights (`torch.Tensor` of shape `(frames,)`, *optional*): the weight of each frame; 1 by default.
         """
         frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
         weights = None if weights is None else weights.to(frames.dtype)
@@ -69,10 +69,10 @@ class Moments:
         mean = frames.mean(dim=0) if weights is None else weights @ frames / count
         centred = frames - mean
         self.scatter.add_(centred.t() @ (centred if weights is None else centred * weights[:, None]))
-        self._shift(count, mean.double())
+        self._merge_means(count, mean.double())
 
-    def _shift(self, count: float, mean: torch.Tensor) -> None:
-        """Accounts for the distance between two means (Chan, Golub and LeVeque, 1979, eq. 2.1)."""
+    def _merge_means(self, count: float, mean: torch.Tensor) -> None:
+        """Merges count and mean and corrects the scatter for it (Chan, Golub and LeVeque, 1979, eq. 2.1)."""
         total = self.count + count
         delta = mean - self.mean
         self.scatter.addr_(delta, delta, alpha=self.count * count / total)
@@ -83,11 +83,11 @@ class Moments:
         if not self.count or not other.count:
             return self if self.count else other
         total = Moments(self.count, self.mean.clone(), self.scatter + other.scatter)
-        total._shift(other.count, other.mean)
+        total._merge_means(other.count, other.mean)
         return total
 
     def all_reduced(self) -> "Moments":
-        """The moments of the frames of all processes together; of one process themselves, without a copy."""
+        """The combined moments of all processes. A single process gets `self`, without a copy."""
         if num_processes() == 1:
             return self
         count = all_reduce(torch.tensor(self.count, dtype=torch.float64, device=self.mean.device)).item()
@@ -98,7 +98,7 @@ class Moments:
 
 
 EncoderMoments = list[dict[str, Moments]]
-"""One dict per encoder layer, from the projections in `OBSERVED_SIDE` to the moments of that side."""
+"""One dict per encoder layer that maps each projection in `OBSERVED_SIDE` to the moments of that side."""
 
 
 @torch.no_grad()
@@ -109,35 +109,37 @@ def collect_moments(
     checkpoint: "Checkpoint | None" = None,
 ) -> EncoderMoments:
     """
-    Runs audio through the encoder once and gathers what low-rank compression needs to know of its activations.
+    Runs audio through the encoder once and collects the moments of its activations.
 
-    Second moments are enough, since cov(Wx) = W cov(x) W^T; they are kept for the narrow side of each projection.
-    Memory: four d x d matrices in float64 per encoder layer, whatever the amount of audio (1.7 GB for large-v3), on the
-    model's device. Of several processes each computes its shard of the batches, and all get the moments of all audio.
+    Since cov(Wx) = W cov(x) W^T, it suffices to observe the side of each projection with fewer features.
+
+    Memory: four d x d matrices in float64 per encoder layer on the model's device (1.7 GB for large-v3), independent of
+    the amount of audio. In a distributed run each process computes its shard of the batches, and all processes return
+    the moments of all audio.
 
     Args:
-        model (`WhisperForConditionalGeneration`): the model to calibrate, on any device and in any dtype.
+        model (`WhisperForConditionalGeneration`): the base model, on any device and in any dtype.
         batches (`Iterable[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
         num_windows (`int`, *optional*): the expected number of windows, for the progress bar.
-        checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
+        checkpoint (`Checkpoint`, *optional*): stores intermediate sums so that an interrupted pass can resume.
 
     Returns:
-        `EncoderMoments`: one dict per layer, from projection to moments in float64.
+        `EncoderMoments`: one dict per encoder layer that maps each projection to its moments, in float64.
 
     Raises:
-        InputError: there was no audio, or an activation is NaN or infinite.
+        InputError: there is no audio, or an activation is NaN or infinite.
     """
     encoder = model.get_encoder()
     moments = empty_moments(encoder.layers)
-    all_moments = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
+    all_moments = {f"{i}.{name}": m for i, layer_moments in enumerate(moments) for name, m in layer_moments.items()}
     sums = {f"{name}.{part}": getattr(m, part) for name, m in all_moments.items() for part in ("mean", "scatter")}
     done = {"batches": 0, "windows": 0, "frames": 0} | (checkpoint.restore(sums) if checkpoint else {})
     for m in all_moments.values():
         m.count = done["frames"]
     hooks = [
         _observe(projection_module(layer, projection), OBSERVED_SIDE[projection], m)
-        for layer, of_layer in zip(encoder.layers, moments, strict=True)
-        for projection, m in of_layer.items()
+        for layer, layer_moments in zip(encoder.layers, moments, strict=True)
+        for projection, m in layer_moments.items()
     ]
     training = model.training
     model.eval()
@@ -158,14 +160,14 @@ def collect_moments(
         for hook in hooks:
             hook.remove()
         model.train(training)
-    moments = [{name: m.all_reduced() for name, m in of_layer.items()} for of_layer in moments]
+    moments = [{name: m.all_reduced() for name, m in layer_moments.items()} for layer_moments in moments]
     if not moments[0]["q_proj"].count:
-        raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
+        raise InputError("no calibration audio found; pass a dataset that contains audio", setting="dataset")
     return moments
 
 
 def empty_moments(layers: Iterable[WhisperEncoderLayer]) -> EncoderMoments:
-    """Those of no frames; all is allocated at once, so that too little memory shows before the audio is read."""
+    """Creates empty moments for all layers. Allocating them up front reveals insufficient memory early."""
     moments: EncoderMoments = []
     for layer in layers:
         moments.append({})
@@ -184,37 +186,32 @@ def _observe(linear: nn.Linear, side: Side, moments: Moments) -> torch.utils.hoo
 
 
 def _check_finite(moments: EncoderMoments) -> None:
-    named = [(layer, name, of_layer[name]) for layer, of_layer in enumerate(moments) for name in of_layer]
-    # A frame that is not finite spreads to the mean and the variances.
+    named = [(layer, name, m) for layer, layer_moments in enumerate(moments) for name, m in layer_moments.items()]
+    # NaN or infinity in any frame propagates to the mean and the variances.
     finite = torch.stack([(m.mean.sum() + m.scatter.trace()).isfinite().cpu() for *_, m in named])
     if not finite.all():
         layer, projection, _ = named[int(finite.int().argmin())]
         raise InputError(
             f"activations of encoder layer {layer} {projection} are NaN or infinite; "
-            "compute in float32, and check the model's weights if that does not help",
+            "use float32, or check the model's weights if it is in use already",
             setting="dtype",
         )
 
 
-def blended(uniform: dict[str, Moments], weighted: dict[str, Moments], share: float) -> dict[str, Moments]:
+def blend_moments(uniform: dict[str, Moments], weighted: dict[str, Moments], share: float) -> dict[str, Moments]:
     """
-    Moments of a layer's frames, each of which counts as a mean of two ways of weighting them.
+    Interpolates between the unweighted and the weighted moments of a layer's frames.
 
     Args:
-        uniform (`dict[str, Moments]`): in which all frames count the same; the result has their count.
-        weighted (`dict[str, Moments]`): in which they do not.
-        share (`float`): of the former, between 0 and 1.
+        uniform (`dict[str, Moments]`): moments with equal weights; the result has their counts.
+        weighted (`dict[str, Moments]`): moments of the same frames with individual weights.
+        share (`float`): the share of the unweighted moments, between 0 and 1.
     """
 
-    def both(one: Moments, other: Moments) -> Moments:
-        parts = ((one, share), (other, 1 - share if other.count else 0))
+    def blend(first: Moments, second: Moments) -> Moments:
+        parts = ((first, share), (second, 1 - share if second.count else 0))
         scaled = [Moments(part, m.mean, m.scatter * (part / m.count) if part else m.scatter) for m, part in parts]
         total = scaled[0] + scaled[1]
-        return Moments(one.count, total.mean, total.scatter * (one.count / total.count))
+        return Moments(first.count, total.mean, total.scatter * (first.count / total.count))
 
-    return {name: both(uniform[name], weighted[name]) for name in uniform}
-
-
-def add_moments(first: EncoderMoments, second: EncoderMoments) -> EncoderMoments:
-    """The moments of both sets of audio together."""
-    return [{name: a[name] + b[name] for name in a} for a, b in zip(first, second, strict=True)]
+    return {name: blend(uniform[name], weighted[name]) for name in uniform}

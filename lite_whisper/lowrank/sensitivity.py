@@ -1,4 +1,4 @@
-"""Sensitivity: how much the recognition loss feels an error in each projection's output, from one backward pass."""
+"""Sensitivity of the recognition loss to errors in each projection's output, from one backward pass."""
 
 import itertools
 import math
@@ -19,24 +19,25 @@ from ..configuration_lite_whisper import PROJECTIONS
 from ..models.layers import layer_inputs, projection_module, recorded, transcripts
 from .moments import OBSERVED_SIDE, EncoderMoments, Moments, empty_moments
 
-WINDOWS = 16  # that are kept; on whisper-base 8 were as good for bias correction as 64
+NUM_STORED_WINDOWS = 16  # for bias correction; on whisper-base, 8 gave the same results as 64
 
 
 @dataclass
 class Sensitivities:
     """
-    How the loss reacts to errors in every projection, and what was spoken.
+    Sensitivities of all encoder projections, with gradient-weighted moments and the detected languages.
 
     Args:
-        layers (`list[dict[str, torch.Tensor]]` of shape `(r, r)`, r = min(in_features, out_features)): one dict per
-            encoder layer, from projection to E[g g^T]; g is the gradient of the loss at the projection's output, summed
-            over frames and divided by their number; for a projection with more outputs than inputs, of W^T g instead.
-        moments (`EncoderMoments`): of the same frames as those of `collect_moments`, each weighted by the squared norm
-            of the gradient at what is observed: what the loss does not feel, padding for one, hardly counts.
-        languages (`Counter[str]`): the number of windows in each language, as the model detects it; of an English-only
-            model empty.
+        layers (`list[dict[str, torch.Tensor]]` of shape `(r, r)`, r = min(in_features, out_features)):
+            One dict per encoder layer that maps each projection to E[g g^T], the mean over frames, where g is the
+            gradient of the loss at the projection's output. For a projection with more outputs than inputs, g is
+            replaced by W^T g.
+        moments (`EncoderMoments`):
+            The moments of the same frames as in `collect_moments`, each weighted by the squared norm of the gradient at
+            the observed side. Frames to which the loss is insensitive, such as padding, get little weight.
+        languages (`Counter[str]`): the number of windows per detected language; empty for English-only models.
         windows (`torch.Tensor` of shape `(windows, mel_bins, mel_frames)`):
-            The first log-mel features, on which a compressed model can be compared with its base, on the CPU.
+            The log-mel features of the first windows on the CPU, used for bias correction.
     """
 
     layers: list[dict[str, torch.Tensor]]
@@ -50,46 +51,46 @@ def collect_sensitivities(
     batches: Sequence[torch.Tensor],
     seed: int = 0,
     num_windows: int | None = None,
-    draws: int = 1,
     checkpoint: "Checkpoint | None" = None,
 ) -> Sensitivities:
     """
-    The second moments of the loss gradient, the true Fisher information, from audio without transcripts.
+    Collects the second moments of the loss gradient (the true Fisher information) from audio without transcripts.
 
-    The model transcribes the audio greedily. For every token it predicts, the gradient of the log-likelihood has the
-    covariance diag(p) - p p^T in the logits, which sampled labels estimate with a few large and many tiny values; here
-    it is drawn as its square root times Gaussian noise, which has the same covariance and far less spread. One backward
-    pass carries all tokens of a window, whose draws are independent, down to the projections; several passes with new
-    noise make the estimate steadier.
+    The model transcribes the audio with greedy decoding. For each predicted token, the gradient of the log-likelihood
+    with respect to the logits has covariance diag(p) - p p^T. Instead of sampling labels, which gives a few large and
+    many tiny values, this function multiplies a square root of this matrix by Gaussian noise: same covariance, much
+    lower variance. The noise is independent for each token, so one backward pass per window carries all of its tokens
+    down to the projections.
 
-    Time: two forward passes of the encoder, the greedy transcripts, and for every draw about two forward passes.
-    Memory: ten d x d matrices in float64 per layer (4.2 GB for large-v3) and, for each window of a batch, 1.6 GB:
-    inputs of all encoder layers, activations of one and of the decoder. All processes get the same.
+    Time: greedy transcription, two forward passes of the encoder, and a backward pass that costs about two more.
+
+    Memory: ten d x d matrices in float64 per layer (4.2 GB for large-v3), plus 1.6 GB per window of a batch for the
+    inputs of all encoder layers and the activations of one layer and of the decoder. In a distributed run all processes
+    return the same result.
 
     Args:
         model (`WhisperForConditionalGeneration`): multilingual, English-only or distilled.
         batches (`Sequence[torch.Tensor]` of shape `(batch, mel_bins, mel_frames)`): log-mel features.
-        seed (`int`, *optional*, defaults to 0): of the Gaussian noise, which each batch has of its own.
+        seed (`int`, *optional*, defaults to 0): the seed of the Gaussian noise; each batch gets its own derived seed.
         num_windows (`int`, *optional*): the expected number of windows, for the progress bar.
-        draws (`int`, *optional*, defaults to 1): backward passes for each window.
-        checkpoint (`Checkpoint`, *optional*): keeps the sums meanwhile; of a pass that was interrupted it has a part.
+        checkpoint (`Checkpoint`, *optional*): stores intermediate sums so that an interrupted pass can resume.
 
     Returns:
-        `Sensitivities`: of every projection, in float64.
+        `Sensitivities`: the sensitivities of all projections, in float64.
 
     Raises:
-        InputError: there was no audio, or a gradient is NaN or infinite.
+        InputError: there is no audio, or a gradient is NaN or infinite.
     """
     encoder = model.get_encoder()
     sums, moments = [_empty_sums(layer) for layer in encoder.layers], empty_moments(encoder.layers)
-    weighted = {f"{i}.{name}": m for i, of_layer in enumerate(moments) for name, m in of_layer.items()}
-    named = {f"{i}.{name}": total for i, of_layer in enumerate(sums) for name, total in of_layer.items()}
+    weighted = {f"{i}.{name}": m for i, layer_moments in enumerate(moments) for name, m in layer_moments.items()}
+    named = {f"{i}.{name}": total for i, layer_sums in enumerate(sums) for name, total in layer_sums.items()}
     named |= {f"{name}.{part}": getattr(m, part) for name, m in weighted.items() for part in ("mean", "scatter")}
-    kept = checkpoint.restore(named) if checkpoint else {}
-    done = {"batches": 0, "windows": 0, "frames": 0, "weights": {}} | kept.get("done", {})
+    restored = checkpoint.restore(named) if checkpoint else {}
+    done = {"batches": 0, "windows": 0, "frames": 0, "weights": {}} | restored.get("done", {})
     for name, count in done["weights"].items():
         weighted[name].count = count
-    languages = Counter(kept.get("languages", {}))
+    languages = Counter(restored.get("languages", {}))
     training = model.training
     model.eval()
     try:
@@ -98,13 +99,13 @@ def collect_sensitivities(
                 features = batch.to(device=model.device, dtype=model.dtype)
                 *inputs, last = layer_inputs(encoder, features)
                 generator = torch.Generator(model.device).manual_seed(noise_seed(seed, global_index(done["batches"])))
-                gradients, spoken = _output_gradients(model, last, generator, draws)
+                gradient, detected = _output_gradient(model, last, generator)
                 layers = zip(encoder.layers, inputs, sums, moments, strict=True)
-                for layer, given, totals, of_layer in reversed(list(layers)):
-                    gradients = _add_layer(layer, given, gradients, totals, of_layer)
-                if not all(gradient.isfinite().all() for gradient in gradients):
-                    raise InputError("gradients are NaN or infinite; compute in float32", setting="dtype")
-                languages.update(spoken)
+                for layer, layer_input, layer_sums, layer_moments in reversed(list(layers)):
+                    gradient = _add_layer(layer, layer_input, gradient, layer_sums, layer_moments)
+                if not gradient.isfinite().all():
+                    raise InputError("gradients are NaN or infinite; use float32", setting="dtype")
+                languages.update(detected)
                 progress.update(len(batch))
                 done = {
                     "batches": done["batches"] + 1,
@@ -116,42 +117,42 @@ def collect_sensitivities(
                     checkpoint.save(named, {"done": done, "languages": languages})
     finally:
         model.train(training)
-    passes = draws * int(all_reduce(torch.tensor(done["frames"], device=model.device)))
-    if not passes:
-        raise InputError("there is no calibration audio; name a dataset with audio", setting="dataset")
+    frames = int(all_reduce(torch.tensor(done["frames"], device=model.device)))
+    if not frames:
+        raise InputError("no calibration audio found; pass a dataset that contains audio", setting="dataset")
     return Sensitivities(
-        [{name: all_reduce(total).div_(passes) for name, total in of_layer.items()} for of_layer in sums],
-        [{name: m.all_reduced() for name, m in of_layer.items()} for of_layer in moments],
+        [{name: all_reduce(total).div_(frames) for name, total in layer_sums.items()} for layer_sums in sums],
+        [{name: m.all_reduced() for name, m in layer_moments.items()} for layer_moments in moments],
         Counter(language for part in all_gather([languages]) for language in part.elements()),
         torch.cat(all_gather(_first_windows(batches))),
     )
 
 
 def _first_windows(batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """This process's share of the windows to keep, one by one."""
+    """This process's share of the stored windows, one tensor per window."""
     windows = itertools.chain.from_iterable(batch.cpu().split(1) for batch in batches)
-    return list(itertools.islice(windows, math.ceil(WINDOWS / num_processes())))
+    return list(itertools.islice(windows, math.ceil(NUM_STORED_WINDOWS / num_processes())))
 
 
 def _empty_sums(layer: WhisperEncoderLayer) -> dict[str, torch.Tensor]:
-    """For the second moments of the gradients at the narrow side of each projection."""
+    """Zero matrices for the gradients' second moments at the side of each projection with fewer features."""
     sides = {name: min(projection_module(layer, name).weight.shape) for name in PROJECTIONS}
     device = layer.fc1.weight.device
     return {name: torch.zeros(n, n, dtype=torch.float64, device=device) for name, n in sides.items()}
 
 
 def noise_seed(seed: int, batch: int) -> int:
-    """The seed of a batch's noise, which does not depend on the process that draws it."""
+    """The noise seed of a batch, independent of the process that handles it."""
     return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
 
 
-def _output_gradients(
-    model: WhisperForConditionalGeneration, last: torch.Tensor, generator: torch.Generator, draws: int
-) -> tuple[list[torch.Tensor], list[str]]:
+def _output_gradient(
+    model: WhisperForConditionalGeneration, last: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, list[str]]:
     """
-    Random gradients at the last layer's output, of its shape, with the Fisher information as covariance.
+    Draws a random gradient at the last layer's output whose covariance is the Fisher information.
 
-    Also returns the languages that are spoken.
+    Returns the gradient, of the shape of `last`, and the detected languages.
     """
     with torch.enable_grad():
         last = last.requires_grad_()
@@ -161,45 +162,42 @@ def _output_gradients(
         logits = model(encoder_outputs=(hidden,), decoder_input_ids=tokens).logits[predicted].float()
     probabilities = logits.detach().softmax(dim=-1)
     root = probabilities.sqrt()
-    gradients: list[torch.Tensor] = []
-    for _ in range(draws):
-        noise = torch.randn(logits.shape, generator=generator, device=logits.device)
-        noise = root * noise - probabilities * (root * noise).sum(dim=-1, keepdim=True)
-        gradients += torch.autograd.grad(logits, last, noise, retain_graph=True)
-    return gradients, languages
+    noise = torch.randn(logits.shape, generator=generator, device=logits.device)
+    noise = root * noise - probabilities * (root * noise).sum(dim=-1, keepdim=True)
+    (gradient,) = torch.autograd.grad(logits, last, noise)
+    return gradient, languages
 
 
 @torch.enable_grad()
 def _add_layer(
     layer: WhisperEncoderLayer,
-    given: torch.Tensor,
-    gradients: list[torch.Tensor],
-    totals: dict[str, torch.Tensor],
+    layer_input: torch.Tensor,
+    gradient: torch.Tensor,
+    sums: dict[str, torch.Tensor],
     moments: dict[str, Moments],
-) -> list[torch.Tensor]:
+) -> torch.Tensor:
     """
-    Adds the second moments of one layer's gradients to `totals`, and its frames, by the gradients, to `moments`.
+    Adds the second moments of a layer's gradients to `sums`, and its gradient-weighted frames to `moments`.
 
-    Returns the gradients at the layer's input.
+    Returns the gradient at the layer's input.
     """
-    with recorded(layer, PROJECTIONS) as kept:
-        given = given.requires_grad_()
-        result = layer(given, None)
-    # Where W has more rows than columns, W^T g is the gradient at the input, which fc1 has for itself.
-    shapes = {name: projection_module(layer, name).weight.shape for name in kept}
-    narrow = {name: kept[name][rows <= columns] for name, (rows, columns) in shapes.items()}
-    observed = {name: kept[name][side == "output"] for name, side in OBSERVED_SIDE.items()}
-    below = []
-    for gradient in gradients:
-        at_input, *felt = torch.autograd.grad(
-            result, [given, *observed.values(), *narrow.values()], gradient, retain_graph=gradient is not gradients[-1]
-        )
-        below.append(at_input)
-        at_observed, at_narrow = felt[: len(observed)], felt[len(observed) :]
-        for (projection, frames), at_frames in zip(observed.items(), at_observed, strict=True):
-            weights = at_frames.float().square().sum(dim=-1).flatten()
-            moments[projection].update(frames.detach().flatten(end_dim=-2), weights)
-        for projection, at_side in zip(narrow, at_narrow, strict=True):
-            rows = at_side.flatten(end_dim=-2).to(torch.promote_types(at_side.dtype, torch.float32))
-            totals[projection].add_(rows.t() @ rows)
-    return below
+    with recorded(layer, PROJECTIONS) as activations:
+        layer_input = layer_input.requires_grad_()
+        output = layer(layer_input, None)
+    # If W has more rows than columns, W^T g is the gradient at the input. Only fc1 has this shape, and it shares its
+    # input with no other projection.
+    shapes = {name: projection_module(layer, name).weight.shape for name in activations}
+    narrow = {name: activations[name][rows <= columns] for name, (rows, columns) in shapes.items()}
+    observed = {name: activations[name][side == "output"] for name, side in OBSERVED_SIDE.items()}
+    gradient_at_input, *gradients = torch.autograd.grad(
+        output, [layer_input, *observed.values(), *narrow.values()], gradient
+    )
+    at_observed, at_narrow = gradients[: len(observed)], gradients[len(observed) :]
+    for (projection, frames), frame_gradients in zip(observed.items(), at_observed, strict=True):
+        weights = frame_gradients.float().square().sum(dim=-1).flatten()
+        moments[projection].update(frames.detach().flatten(end_dim=-2), weights)
+    for projection, narrow_gradients in zip(narrow, at_narrow, strict=True):
+        dtype = torch.promote_types(narrow_gradients.dtype, torch.float32)
+        rows = narrow_gradients.flatten(end_dim=-2).to(dtype)
+        sums[projection].add_(rows.t() @ rows)
+    return gradient_at_input

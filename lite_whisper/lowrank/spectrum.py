@@ -1,4 +1,4 @@
-"""Moments of activations in, eigenvalues and low-rank factors out; pure functions on tensors."""
+"""Eigenvalues and low-rank factors of a projection, computed from the moments of its activations."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,12 +10,12 @@ Side = Literal["input", "output"]
 
 class Factors(NamedTuple):
     """
-    y = (x weight1) weight2 + bias
+    The low-rank form of a linear layer: y = (x weight1) weight2 + bias.
 
     Args:
         weight1 (`torch.Tensor` of shape `(in_features, rank)`): the first factor.
         weight2 (`torch.Tensor` of shape `(rank, out_features)`): the second factor.
-        bias (`torch.Tensor` of shape `(out_features,)`): what is added.
+        bias (`torch.Tensor` of shape `(out_features,)`): the bias.
     """
 
     weight1: torch.Tensor
@@ -26,14 +26,14 @@ class Factors(NamedTuple):
 @dataclass(frozen=True)
 class Spectrum:
     """
-    The variance of a projection's output along its principal directions, and what the projection costs.
+    The variance of a projection's output along its principal directions, and the size of the projection.
 
     Args:
-        eigenvalues (`torch.Tensor` of shape `(min(in_features, out_features),)`): descending, not negative.
-        in_features (`int`): of the projection.
-        out_features (`int`): of the projection.
-        has_bias (`bool`): whether the dense layer has one (a low-rank pair always does).
-        frames (`int`): from how many frames the eigenvalues were estimated.
+        eigenvalues (`torch.Tensor` of shape `(min(in_features, out_features),)`): in descending order, non-negative.
+        in_features (`int`): the number of inputs of the projection.
+        out_features (`int`): the number of its outputs.
+        has_bias (`bool`): whether the dense layer has a bias (a low-rank pair always has one).
+        frames (`int`): the number of frames from which the eigenvalues were estimated.
     """
 
     eigenvalues: torch.Tensor
@@ -44,28 +44,28 @@ class Spectrum:
 
     @property
     def dense_parameters(self) -> int:
-        """Parameters of the projection as it is."""
+        """The number of parameters of the dense projection."""
         return self.in_features * self.out_features + self.has_bias * self.out_features
 
     def parameters(self, rank: int) -> int:
-        """Parameters of a low-rank pair in its place."""
+        """The number of parameters of a low-rank pair with this rank."""
         return rank * (self.in_features + self.out_features) + self.out_features
 
     def explained_variance(self, rank: int) -> float:
-        """The fraction of the output's variance that `rank` directions hold; 1 where there is no variance."""
+        """The fraction of the output's variance explained by the first `rank` directions; 1 if the variance is zero."""
         total = self.eigenvalues.sum()
         return float(self.eigenvalues[:rank].sum() / total) if total > 0 else 1.0
 
 
 class Metric(NamedTuple):
     """
-    What makes errors in a projection's output comparable: |root e|^2 is the loss that an error e costs.
+    A metric on a projection's outputs in which |root e|^2 is the estimated increase in loss caused by an error e.
 
-    Both are in the coordinates of `reduced_weight`, r = min(in_features, out_features).
+    Both matrices use the coordinates of `reduced_weight`, where r = min(in_features, out_features).
 
     Args:
-        root (`torch.Tensor` of shape `(r, r)`): symmetric and positive.
-        inverse (`torch.Tensor` of shape `(r, r)`): its inverse.
+        root (`torch.Tensor` of shape `(r, r)`): the symmetric positive definite square root of the metric.
+        inverse (`torch.Tensor` of shape `(r, r)`): the inverse of `root`.
     """
 
     root: torch.Tensor
@@ -74,10 +74,10 @@ class Metric(NamedTuple):
 
 def reduced_weight(weight: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
     """
-    Writes W as Q R with Q orthonormal and R no taller than wide.
+    Factorises W = Q R, where Q has orthonormal columns and R has no more rows than columns.
 
-    The outputs of a tall W span no more than in_features dimensions; Q is a basis of these, and R its square factor.
-    Where W is not tall, Q is the identity (None) and R is W.
+    If W has more rows than columns, its outputs span at most in_features dimensions; Q is a basis of this subspace and
+    R is square. Otherwise Q is the identity (`None`) and R is W.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
@@ -93,16 +93,16 @@ def reduced_weight(weight: torch.Tensor) -> tuple[torch.Tensor | None, torch.Ten
 
 def loss_metric(weight: torch.Tensor, sensitivity: torch.Tensor, damping: float) -> Metric:
     """
-    The metric of the Fisher information, damped: (G + damping * mean diagonal of G * I)^(1/2).
+    Computes the metric from the damped Fisher information: root = (G + damping * mean(diag(G)) * I)^(1/2).
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
-        sensitivity (`torch.Tensor` of shape `(r, r)`): G = E[g g^T] at the outputs, or W^T G W where W is tall, as
-            `collect_sensitivities` gives it.
-        damping (`float`): how much of the plain squared error to mix in; positive.
+        sensitivity (`torch.Tensor` of shape `(r, r)`): G = E[g g^T] at the outputs, or W^T G W if W has more rows than
+            columns, as returned by `collect_sensitivities`.
+        damping (`float`): the weight of the plain squared error; positive.
 
     Returns:
-        `Metric`: in float64, in the coordinates of `reduced_weight`.
+        `Metric`: the metric in float64, in the coordinates of `reduced_weight`.
     """
     q, r = reduced_weight(weight.double())
     gradient = sensitivity.double()
@@ -117,7 +117,7 @@ def loss_metric(weight: torch.Tensor, sensitivity: torch.Tensor, damping: float)
 def _reduced_covariance(
     weight: torch.Tensor, covariance: torch.Tensor, side: Side
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """cov(y), y = Wx + b, in the coordinates of `reduced_weight`, and the Q of these."""
+    """Q of `reduced_weight`, and cov(y) for y = Wx + b in its coordinates."""
     if side == "output":
         return None, covariance
     q, r = reduced_weight(weight)
@@ -128,16 +128,17 @@ def output_eigenvalues(
     weight: torch.Tensor, covariance: torch.Tensor, side: Side, metric: Metric | None = None
 ) -> torch.Tensor:
     """
-    The eigenvalues of cov(Wx + b) that can differ from zero; in a metric A, those of A cov(Wx + b) A.
+    Computes the min(in_features, out_features) leading eigenvalues of cov(Wx + b), or of A cov(Wx + b) A with a metric
+    of root A. All others are zero.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
-        covariance (`torch.Tensor` of shape `(r, r)`): of x or of y, whichever is narrower.
-        side (`str`): `"input"` if it is that of x, `"output"` if that of y.
-        metric (`Metric`, *optional*): of the outputs; the eigenvalues are then in units of the loss.
+        covariance (`torch.Tensor` of shape `(r, r)`): the covariance of x or of y, whichever has fewer features.
+        side (`str`): `"input"` for the covariance of x, `"output"` for the covariance of y.
+        metric (`Metric`, *optional*): the loss metric on the outputs; the eigenvalues are then in units of the loss.
 
     Returns:
-        `torch.Tensor` of shape `(min(in_features, out_features),)`, float64, descending, clamped at zero.
+        `torch.Tensor` of shape `(min(in_features, out_features),)`: in float64, in descending order, clamped at zero.
     """
     _, reduced = _reduced_covariance(weight.double(), covariance.double(), side)
     if metric is not None:
@@ -155,22 +156,24 @@ def factorize(
     metric: Metric | None = None,
 ) -> Factors:
     """
-    The published low-rank form of a linear layer (LiteASR, Kamahori et al., EMNLP 2025, section 3):
-    y' = V V^T (W x + b - E[y]) + E[y] with V the `rank` leading principal directions of the outputs.
+    Computes the low-rank form of a linear layer (LiteASR, Kamahori et al., EMNLP 2025, section 3):
+    y' = V V^T (W x + b - E[y]) + E[y], where V holds the `rank` leading principal directions of the outputs y.
 
-    In a metric A it is y' = A^-1 V V^T A (W x + b - E[y]) + E[y], V being the directions of A y.
+    With a metric of root A it is y' = A^-1 V V^T A (W x + b - E[y]) + E[y], where V holds the principal directions of
+    A y.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): W.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): b.
-        mean (`torch.Tensor` of shape `(in_features,)` or `(out_features,)`): of x or of y.
-        covariance (`torch.Tensor` of shape `(features, features)`): of the same.
-        side (`str`): `"input"` if they are those of x, `"output"` if those of y.
-        rank (`int`): at most min(in_features, out_features).
-        metric (`Metric`, *optional*): of the outputs.
+        mean (`torch.Tensor` of shape `(in_features,)` or `(out_features,)`): the mean of x or of y.
+        covariance (`torch.Tensor` of shape `(features, features)`): the covariance of x or of y.
+        side (`str`): `"input"` for the mean and covariance of x, `"output"` for y.
+        rank (`int`): the rank, at most min(in_features, out_features).
+        metric (`Metric`, *optional*): the loss metric on the outputs.
 
     Returns:
-        `Factors`: weight1 = W^T A V and weight2 = V^T A^-1, `balanced`, and the bias that is left, in float64.
+        `Factors`: weight1 = W^T A V and weight2 = V^T A^-1, passed through `balance_factors`, and the new bias, in
+        float64.
     """
     weight, mean, covariance = weight.double(), mean.double(), covariance.double()
     q, reduced = _reduced_covariance(weight, covariance, side)
@@ -184,15 +187,15 @@ def factorize(
     offset = torch.zeros_like(weight[:, 0]) if bias is None else bias.double()
     mean_output = weight @ mean + offset if side == "input" else mean
     bias = mean_output + out @ (into.t() @ (offset - mean_output))
-    return balanced(Factors(weight.t() @ into, out.t(), bias))
+    return balance_factors(Factors(weight.t() @ into, out.t(), bias))
 
 
-def balanced(factors: Factors) -> Factors:
+def balance_factors(factors: Factors) -> Factors:
     """
-    The same map with the singular values of both factors equal: the square roots of those of their product.
+    Rescales the factors so that both have the same singular values, the square roots of those of their product.
 
-    The factors that a metric gives differ in scale by orders of magnitude. One step of Adam, which moves all weights by
-    about the same, would then destroy the smaller one.
+    With a metric, the scales of the two factors differ by orders of magnitude. Adam changes all weights by about the
+    same amount, so its first step would destroy the smaller factor.
     """
     basis1, first = torch.linalg.qr(factors.weight1)
     basis2, second = torch.linalg.qr(factors.weight2.t())

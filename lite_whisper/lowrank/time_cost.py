@@ -1,4 +1,4 @@
-"""Times of one machine in, a cost for the allocation of ranks out."""
+"""Measured times of the target machine as a cost for rank allocation."""
 
 import json
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ DENSE = "dense"
 @dataclass(frozen=True)
 class TimeTable:
     """
-    What the encoder of one Whisper takes on one machine, in microseconds per window.
+    A profile: measured times of one model's encoder on one machine, in microseconds per window.
 
     Args:
-        machine (`dict[str, Any]`): what was measured on, for people to read.
-        stock (`float`): stock Whisper's encoder.
-        rest (`float`): all but the projections, in the inference mode of LiteWhisper.
-        products (`dict[tuple[int, int], dict[int | str, float]]`): from the `(in_features, out_features)` of a
-            projection to the time at some ranks; the key `"dense"` stands for the dense product.
+        machine (`dict[str, Any]`): a description of the machine, for information only.
+        stock (`float`): the time of stock Whisper's encoder.
+        rest (`float`): the time of everything except the projections, with optimised inference.
+        products (`dict[tuple[int, int], dict[int | str, float]]`): maps the `(in_features, out_features)` of a
+            projection to its times by rank; the key `"dense"` holds the time of the dense layer.
     """
 
     machine: dict[str, Any]
@@ -35,16 +35,17 @@ class TimeTable:
 
     def cost(self, spectrum: Spectrum, rank: int | None) -> float:
         """
-        Microseconds of a projection at a rank, or dense (None); between the ranks that were measured, a straight line.
+        The time of a projection at `rank`, or dense if `rank` is `None`, in microseconds. Times are linearly
+        interpolated between measured ranks.
 
         Raises:
-            InputError: no projection of this size was measured.
+            InputError: the profile has no projection of this size.
         """
         times = self.products.get((spectrum.in_features, spectrum.out_features))
         if times is None:
             raise InputError(
-                f"the profile has no projection of {spectrum.in_features} inputs and {spectrum.out_features} outputs: "
-                "it is of another model; make one with lite-whisper profile for this model",
+                f"the profile has no projection with {spectrum.in_features} inputs and {spectrum.out_features} "
+                "outputs, so it was made for another model; run lite-whisper profile for this model",
                 setting="profile",
             )
         if rank is None:
@@ -53,27 +54,28 @@ class TimeTable:
         return float(np.interp(rank, ranks, [times[key] for key in ranks]))
 
     def encoder(self, spectra: EncoderSpectra, ranks: Ranks) -> float:
-        """Microseconds of the encoder at these ranks, in the inference mode."""
+        """The time of the encoder at these ranks with optimised inference, in microseconds."""
         return self.rest + total_cost(spectra, ranks, self.cost)
 
     def budget(self, speedup: float) -> float:
         """
-        Microseconds for all projections together with which the encoder is so many times as fast as stock Whisper's.
+        The time that remains for all projections at a given speed-up over stock Whisper's encoder, in microseconds.
 
         Raises:
-            InputError: the rest of the encoder takes longer than that already.
+            InputError: the rest of the encoder is already slower than this.
         """
         budget = self.stock / speedup - self.rest
         if budget <= 0:
             raise InputError(
-                f"a speed-up of {speedup:g} cannot be reached: attention and all else but the projections takes "
-                f"{self.rest / self.stock:.0%} of the time, so ask for less than {self.stock / self.rest:.2f}",
+                f"a speed-up of {speedup:g} cannot be reached: attention and other operations outside the projections "
+                f"take {self.rest / self.stock:.0%} of the time; request a speed-up below "
+                f"{self.stock / self.rest:.2f}",
                 setting="target_speedup",
             )
         return budget
 
     def save(self, path: Path) -> None:
-        """Writes the table as JSON."""
+        """Writes the profile as JSON."""
         products = [
             {"in_features": shape[0], "out_features": shape[1], "microseconds": times}
             for shape, times in self.products.items()
@@ -85,10 +87,10 @@ class TimeTable:
 
 def load_time_table(path: Path) -> TimeTable:
     """
-    Reads what `TimeTable.save` wrote.
+    Reads a profile written by `TimeTable.save`.
 
     Raises:
-        InputError: the file is missing, or something else.
+        InputError: the file does not exist or is not a profile.
     """
     try:
         table = json.loads(path.read_text())
@@ -101,7 +103,7 @@ def load_time_table(path: Path) -> TimeTable:
         return TimeTable(table["machine"], float(table["stock"]), float(table["rest"]), products)
     except FileNotFoundError as error:
         raise InputError(
-            f"there is no file {path}; lite-whisper profile --output {path} makes it", setting="profile"
+            f"profile {path} does not exist; create it with lite-whisper profile --output {path}", setting="profile"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is no table of times; lite-whisper profile makes one", setting="profile") from error
+        raise InputError(f"{path} is not a profile; create one with lite-whisper profile", setting="profile") from error

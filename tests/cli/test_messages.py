@@ -149,7 +149,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "missing test set": (always("--evaluate", "/no/such/folder"), r"/no/such/folder"),
     "broken calibration file": (
         with_broken_calibration_file,
-        r"moments\.safetensors is not a file of moments.*remove it",
+        r"moments\.safetensors is not a file of calibration statistics.*delete it",
     ),
     "thresholds": (always("--thresholds", "0.99:1.5"), r"1\.5.*between 0 and 1"),
     "output below a file": (with_output_below_a_file, r"recording\.wav.*--output"),

@@ -19,7 +19,7 @@ KNOWN = "model.encoder.padding_states.states"
 
 @pytest.fixture(autouse=True)
 def few_clips(monkeypatch) -> None:
-    monkeypatch.setattr(padding, "CLIPS", 12)
+    monkeypatch.setattr(padding, "MIN_CLIPS", 12)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

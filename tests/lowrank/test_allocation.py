@@ -1,4 +1,4 @@
-"""The published rules for choosing ranks."""
+"""Rank allocation by thresholds and by a budget."""
 
 import itertools
 import math
@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from lite_whisper.common.errors import InputError
-from lite_whisper.lowrank.allocation import budget_ranks, discarded, threshold_ranks, threshold_ranks_within, total_cost
+from lite_whisper.lowrank.allocation import (
+    budget_ranks,
+    discarded_eigenvalues,
+    threshold_ranks,
+    threshold_ranks_within,
+    total_cost,
+)
 from lite_whisper.lowrank.spectrum import Spectrum
 
 
@@ -29,7 +35,7 @@ def test_smallest_multiple_above_the_threshold(threshold: float, multiple: int) 
     assert ranks == {"q_proj": expected}
 
 
-def test_thresholds_belong_to_attention_and_mlp() -> None:
+def test_separate_thresholds_for_attention_and_mlp() -> None:
     values = geometric(256, 0.9)
     projections = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), spectrum(values, 1024))
     (ranks,) = threshold_ranks([projections], (0.5, 0.999), 16)
@@ -41,48 +47,48 @@ def test_thresholds_belong_to_attention_and_mlp() -> None:
     ("out_features", "largest"),
     [(64, 32), (256, 51)],  # d/2 for attention and 0.8 d for the MLP, d = 64
 )
-def test_stays_dense_where_the_pair_would_be_larger(out_features: int, largest: int) -> None:
+def test_stays_dense_if_the_pair_would_be_larger(out_features: int, largest: int) -> None:
     for rank in (largest, largest + 1):
         flat = [1.0] * rank + [0.0] * (64 - rank)
         (ranks,) = threshold_ranks([{"fc1": spectrum(flat, out_features)}], (0.9, 1 - 1e-9), 1)
         assert ranks == ({"fc1": rank} if rank == largest else {})
 
 
-def test_a_key_pair_is_never_larger_by_its_bias() -> None:
-    """A dense k_proj has no bias and a pair has one, so d/2 is already too much."""
+def test_bias_of_a_k_proj_pair_counts_as_parameters() -> None:
+    """A dense k_proj has no bias but a low-rank pair does, so rank d/2 is already too large."""
     flat = torch.tensor([1.0] * 32 + [0.0] * 32)
     (ranks,) = threshold_ranks([{"k_proj": Spectrum(flat, 64, 64, False, 1000)}], (1 - 1e-9, 0.9), 1)
     assert ranks == {}
 
 
-def test_no_variance_takes_the_smallest_rank() -> None:
+def test_zero_variance_gives_the_smallest_rank() -> None:
     assert threshold_ranks([{"q_proj": spectrum([0.0] * 64)}], multiple=8) == [{"q_proj": 8}]
 
 
 def test_too_few_frames() -> None:
-    with pytest.raises(InputError, match=r"rank 30 of layer 0 fc1 needs 31 frames.*there are 12; .*19 more"):
+    with pytest.raises(InputError, match=r"rank 30 of layer 0 fc1 needs at least 31 frames.*got 12; .*19 more"):
         threshold_ranks([{"fc1": spectrum([1.0] * 30 + [0.0] * 34, 256, frames=12)}], (0.9, 0.99), 1)
 
 
 @pytest.mark.parametrize(("thresholds", "multiple"), [((0.0, 0.9), 16), ((0.9, 1.0), 16), ((0.9, 0.9), 0)])
-def test_values_that_make_no_sense(thresholds: tuple[float, float], multiple: int) -> None:
+def test_invalid_thresholds_and_multiples(thresholds: tuple[float, float], multiple: int) -> None:
     with pytest.raises(InputError):
         threshold_ranks([{"q_proj": spectrum([1.0] * 16)}], thresholds, multiple)
 
 
-def cost_of(spectra, ranks) -> int:
+def parameters_at(spectra, ranks) -> int:
     return sum(
         spectrum.parameters(ranks[layer][name]) if name in ranks[layer] else spectrum.dense_parameters
-        for layer, of_layer in enumerate(spectra)
-        for name, spectrum in of_layer.items()
+        for layer, layer_spectra in enumerate(spectra)
+        for name, spectrum in layer_spectra.items()
     )
 
 
-def loss_of(spectra, ranks) -> float:
+def loss_at(spectra, ranks) -> float:
     return sum(
         float(spectrum.eigenvalues[ranks[layer][name] :].sum()) if name in ranks[layer] else 0.0
-        for layer, of_layer in enumerate(spectra)
-        for name, spectrum in of_layer.items()
+        for layer, layer_spectra in enumerate(spectra)
+        for name, spectrum in layer_spectra.items()
     )
 
 
@@ -97,8 +103,8 @@ def random_spectra(seed: int) -> list[dict[str, Spectrum]]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_budget_is_spent_as_well_as_on_the_hull(seed: int) -> None:
-    """Against every combination there is: where the best of all is on the Lagrangian's hull, it is found."""
+def test_budget_ranks_finds_the_optimum_on_the_hull(seed: int) -> None:
+    """Compared with an exhaustive search: optima of the Lagrangian are found."""
     spectra = random_spectra(seed)
     names = [(layer, name) for layer in range(2) for name in ("q_proj", "fc1")]
     combinations = []
@@ -107,40 +113,40 @@ def test_a_budget_is_spent_as_well_as_on_the_hull(seed: int) -> None:
         for (layer, name), rank in zip(names, choice, strict=True):
             if rank is not None:
                 ranks[layer][name] = rank
-        combinations.append((cost_of(spectra, ranks), loss_of(spectra, ranks), ranks))
+        combinations.append((parameters_at(spectra, ranks), loss_at(spectra, ranks), ranks))
     for mu in (1e-1, 1e-2, 1e-3):
         best_cost, best_loss, best = min(combinations, key=lambda entry: entry[1] + mu * entry[0])
         found = budget_ranks(spectra, best_cost, 1)
-        assert cost_of(spectra, found) <= best_cost
-        assert loss_of(spectra, found) == pytest.approx(best_loss), (found, best)
+        assert parameters_at(spectra, found) <= best_cost
+        assert loss_at(spectra, found) == pytest.approx(best_loss), (found, best)
 
 
-def test_a_budget_is_never_exceeded_and_nearly_spent() -> None:
+def test_budget_is_nearly_used_and_never_exceeded() -> None:
     values = geometric(256, 0.95)
     spectra = [dict.fromkeys(("q_proj", "v_proj"), spectrum(values)) | {"fc1": spectrum(values, 1024)}] * 4
-    dense = sum(s.dense_parameters for of_layer in spectra for s in of_layer.values())
+    dense = sum(s.dense_parameters for layer_spectra in spectra for s in layer_spectra.values())
     losses = []
     for share in (0.1, 0.2, 0.35, 0.6, 0.9):
         ranks = budget_ranks(spectra, share * dense, 4)
-        assert 0.99 * share * dense < cost_of(spectra, ranks) <= share * dense
-        assert all(rank % 4 == 0 for of_layer in ranks for rank in of_layer.values())
-        losses.append(loss_of(spectra, ranks))
+        assert 0.99 * share * dense < parameters_at(spectra, ranks) <= share * dense
+        assert all(rank % 4 == 0 for layer_ranks in ranks for rank in layer_ranks.values())
+        losses.append(loss_at(spectra, ranks))
     assert losses == sorted(losses, reverse=True)
     assert budget_ranks(spectra, dense, 4) == [{}] * 4
     with pytest.raises(InputError, match="smallest ranks cost"):
         budget_ranks(spectra, 100, 4)
 
 
-def test_any_cost_may_be_spent() -> None:
-    """A cost under which pairs of more than rank 32 are no cheaper than dense."""
+def test_custom_cost_function() -> None:
+    """With this cost, low-rank pairs are cheaper than dense up to rank 32 only."""
     values = geometric(256, 0.99)
     ranks = budget_ranks([{"q_proj": spectrum(values)}] * 2, 150, 16, lambda _, rank: 100 if rank is None else rank * 3)
     assert sorted(map(len, ranks)) == [0, 1]
-    assert [rank for of_layer in ranks for rank in of_layer.values()] == [16]
+    assert [rank for layer_ranks in ranks for rank in layer_ranks.values()] == [16]
 
 
-def test_the_published_recipe_at_a_size() -> None:
-    """The largest of all pairs of thresholds of its kind that fits, against trying them one by one."""
+def test_published_recipe_under_a_budget() -> None:
+    """Compared with a grid search over thresholds: the largest model within the budget."""
     names = ("q_proj", "out_proj", "fc1", "fc2")
     spectra = [{name: spectrum(geometric(64, 0.7 + 0.06 * (i + j))) for j, name in enumerate(names)} for i in range(2)]
     dense = total_cost(spectra, [{}, {}])
@@ -154,8 +160,8 @@ def test_the_published_recipe_at_a_size() -> None:
         threshold_ranks_within(spectra, 100, 2)
 
 
-def test_what_is_discarded_and_what_it_costs() -> None:
+def test_discarded_eigenvalues_and_total_cost() -> None:
     spectra = [{"q_proj": spectrum([4.0, 2.0, 1.0, 0.5]), "fc1": spectrum([8.0, 1.0], 6)}]
-    assert discarded(spectra, [{"q_proj": 2}]) == [{"q_proj": 1.5, "fc1": 0.0}]
+    assert discarded_eigenvalues(spectra, [{"q_proj": 2}]) == [{"q_proj": 1.5, "fc1": 0.0}]
     # a pair of 4 x 2 and 2 x 4 with 4 biases; 2 x 6 weights with 6 biases
     assert total_cost(spectra, [{"q_proj": 2}]) == 8 + 8 + 4 + 12 + 6

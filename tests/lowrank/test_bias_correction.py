@@ -1,4 +1,4 @@
-"""The mean output of a corrected encoder, against plain means over the positions of sound."""
+"""Bias correction: the mean output over positions with sound matches the base model's."""
 
 import copy
 
@@ -16,34 +16,34 @@ from lite_whisper.padding_lite_whisper import end_of_sound
 
 @pytest.fixture(scope="module")
 def lite(base_model, moments):
-    """The miniature with few directions left."""
+    """The miniature model compressed to low ranks."""
     ranks = [{"q_proj": 16, "out_proj": 32, "fc1": 32, "fc2": 32} for _ in moments]
     return compress(base_model, moments, ranks)
 
 
 @torch.no_grad()
 def means(model, features: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    """Of the output over the first so many positions of each clip."""
+    """The mean output over the positions of each clip up to its end."""
     return torch.cat([state[:end] for state, end in zip(model.get_encoder()(features)[0], ends, strict=True)]).mean(0)
 
 
-def test_the_mean_over_sound_is_that_of_the_base_model(base_model, processor, lite, test_clips) -> None:
-    noise = np.random.default_rng(0)  # so that no clip ends in silence, which cannot be told from padding
+def test_mean_over_sound_matches_the_base_model(base_model, processor, lite, test_clips) -> None:
+    noise = np.random.default_rng(0)  # silence at the end of a clip would be taken for padding
     audio = [
         with_noise(clip.samples[: SAMPLING_RATE * seconds], 20, noise)
         for clip, seconds in zip(test_clips, (1, 2, 3, 5), strict=False)
     ]
     features = processor.feature_extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
-    # a position is 20 ms; the transform of the features looks 12 ms ahead of the last sample
+    # a position is 20 ms; the short-time Fourier transform extends 12 ms beyond the last sample
     ends = [len(samples) // 320 + 1 for samples in audio]
     corrected = copy.deepcopy(lite)
     correct_bias(corrected, base_model, features)
     shift = means(lite, features, ends) - means(base_model, features, ends)
-    left = means(corrected, features, ends) - means(base_model, features, ends)
-    assert left.norm() < 0.02 * shift.norm()
+    remaining = means(corrected, features, ends) - means(base_model, features, ends)
+    assert remaining.norm() < 0.02 * shift.norm()
 
 
-def test_only_the_bias_of_the_last_norm_changes(base_model, lite, calibration_batches) -> None:
+def test_only_the_bias_of_the_final_layer_norm_changes(base_model, lite, calibration_batches) -> None:
     corrected = copy.deepcopy(lite)
     correct_bias(corrected, base_model, calibration_batches[0])
     changed = {
@@ -52,13 +52,13 @@ def test_only_the_bias_of_the_last_norm_changes(base_model, lite, calibration_ba
     assert changed == {"model.encoder.layer_norm.bias"}
 
 
-def test_an_uncompressed_encoder_stays_as_it_is(base_model, calibration_batches) -> None:
-    twin = copy.deepcopy(base_model)
-    correct_bias(twin, base_model, calibration_batches[0])
-    assert torch.equal(twin.get_encoder().layer_norm.bias, base_model.get_encoder().layer_norm.bias)
+def test_uncompressed_encoder_is_unchanged(base_model, calibration_batches) -> None:
+    copied = copy.deepcopy(base_model)
+    correct_bias(copied, base_model, calibration_batches[0])
+    assert torch.equal(copied.get_encoder().layer_norm.bias, base_model.get_encoder().layer_norm.bias)
 
 
-def test_a_compression_by_the_loss_is_corrected(base_model, moments, calibration_batches) -> None:
+def test_loss_aware_compression_is_corrected(base_model, moments, calibration_batches) -> None:
     sensitivities = collect_sensitivities(base_model, calibration_batches[:1])
     lite = compress(base_model, moments, [{"q_proj": 16, "fc2": 32} for _ in moments], sensitivities)
     ends = [(end + 1) // 2 for end in end_of_sound(sensitivities.windows)[0].tolist()]
@@ -66,7 +66,7 @@ def test_a_compression_by_the_loss_is_corrected(base_model, moments, calibration
     assert (means(lite, sensitivities.windows, ends) - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_windows_without_sound_correct_nothing(base_model, lite) -> None:
+def test_windows_without_sound_change_nothing(base_model, lite) -> None:
     corrected = copy.deepcopy(lite)
     correct_bias(corrected, base_model, torch.full((2, 80, 600), -1.5))
     assert torch.equal(corrected.get_encoder().layer_norm.bias, lite.get_encoder().layer_norm.bias)

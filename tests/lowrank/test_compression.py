@@ -1,11 +1,11 @@
-"""Factors in the metric of the loss against dense algebra, and the models that are made of them."""
+"""Factors in the loss metric against dense algebra, and the compressed models built from them."""
 
 import pytest
 import torch
 
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
-from lite_whisper.lowrank.compression import UNIFORM, compress, encoder_spectra
-from lite_whisper.lowrank.moments import Moments, blended
+from lite_whisper.lowrank.compression import UNIFORM_WEIGHT, compress, encoder_spectra
+from lite_whisper.lowrank.moments import Moments, blend_moments
 from lite_whisper.lowrank.sensitivity import collect_sensitivities
 from lite_whisper.lowrank.spectrum import factorize, loss_metric, output_eigenvalues, reduced_weight
 
@@ -16,7 +16,7 @@ def matrix_root(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def problem(out_features: int, in_features: int):
-    """Random inputs, a layer, gradients at its outputs, and targets."""
+    """Random inputs, weight and bias of a layer, and gradients at its outputs."""
     generator = torch.Generator().manual_seed(out_features)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -29,14 +29,14 @@ def problem(out_features: int, in_features: int):
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(20, 20), (60, 20), (20, 60)])
-def test_no_map_of_the_rank_is_better(out_features: int, in_features: int) -> None:
-    """Against the truncated SVD of the whitened map in the dense metric (Eckart-Young), written out at full width."""
+def test_factors_are_optimal_for_their_rank(out_features: int, in_features: int) -> None:
+    """Compared with the truncated SVD of the whitened layer in the dense metric (Eckart-Young)."""
     x, weight, bias, gradients = problem(out_features, in_features)
     rank, damping = 6, 0.2
     information = gradients.t() @ gradients / len(gradients)
     tall = out_features > in_features
     q, r = reduced_weight(weight)
-    # where the layer is tall, the metric is that on the span of the outputs, damped by the mean over that span
+    # for a tall layer, the metric and its damping are restricted to the span of the outputs
     within = q.t() @ information @ q if tall else information
     dense = matrix_root(within + damping * within.diagonal().mean() * torch.eye(len(within)))
     metric = loss_metric(weight, weight.t() @ information @ weight if tall else information, damping)
@@ -55,8 +55,8 @@ def test_no_map_of_the_rank_is_better(out_features: int, in_features: int) -> No
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(20, 20), (60, 20), (20, 60)])
-def test_eigenvalues_are_what_is_lost(out_features: int, in_features: int) -> None:
-    """The loss of the best map of a rank is the sum of the eigenvalues beyond it."""
+def test_discarded_eigenvalues_equal_the_loss(out_features: int, in_features: int) -> None:
+    """The loss of the optimal factors is the sum of the discarded eigenvalues."""
     x, weight, bias, gradients = problem(out_features, in_features)
     information = gradients.t() @ gradients / len(gradients)
     tall = out_features > in_features
@@ -70,33 +70,33 @@ def test_eigenvalues_are_what_is_lost(out_features: int, in_features: int) -> No
     assert float(error.pow(2).sum(dim=1).mean()) == pytest.approx(float(values[5:].sum()), rel=1e-6)
 
 
-def test_blended_moments_are_those_of_blended_weights() -> None:
+def test_blended_moments_match_blended_weights() -> None:
     frames, weights = torch.randn(50, 7) + 3, torch.rand(50) * 1e-4
     uniform, weighted = Moments.zeros(7), Moments.zeros(7)
     for part in (slice(0, 20), slice(20, 50)):
         uniform.update(frames[part])
         weighted.update(frames[part], weights[part])
-    found = blended({"fc1": uniform}, {"fc1": weighted}, 0.3)["fc1"]
-    both = 0.3 / 50 + 0.7 * weights.double() / weights.double().sum()
-    expected = torch.cov(frames.double().t(), correction=0, aweights=both)
+    found = blend_moments({"fc1": uniform}, {"fc1": weighted}, 0.3)["fc1"]
+    blended_weights = 0.3 / 50 + 0.7 * weights.double() / weights.double().sum()
+    expected = torch.cov(frames.double().t(), correction=0, aweights=blended_weights)
     assert found.count == 50
-    torch.testing.assert_close(found.mean, both @ frames.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.mean, blended_weights @ frames.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.covariance, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_frames_without_weight_are_left_out() -> None:
+def test_frames_with_zero_weight_are_ignored() -> None:
     moments = Moments.zeros(3)
     moments.update(torch.randn(4, 3), torch.zeros(4))
     assert moments.count == 0 and not moments.scatter.any()
     uniform = Moments.zeros(3)
     uniform.update(torch.randn(4, 3))
-    found = blended({"fc1": uniform}, {"fc1": moments}, 0.2)
+    found = blend_moments({"fc1": uniform}, {"fc1": moments}, 0.2)
     torch.testing.assert_close(found["fc1"].covariance, uniform.covariance)
 
 
 @pytest.fixture(scope="module")
 def sensitivities(base_model, calibration_batches):
-    """Of the miniature on two batches."""
+    """Sensitivities of the miniature model on two batches."""
     return collect_sensitivities(base_model, calibration_batches[:2])
 
 
@@ -115,22 +115,22 @@ def test_full_rank_reproduces_the_base_model(base_model, calibration_batches, mo
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_loss_decides_better_than_the_variance(base_model, calibration_batches, moments, sensitivities) -> None:
-    """At equal ranks, on audio that was not used, the decoder's predictions stay nearer."""
+def test_loss_metric_beats_variance(base_model, calibration_batches, moments, sensitivities) -> None:
+    """At equal ranks, the decoder's predictions on unseen audio stay closer to the base model."""
     ranks = [dict.fromkeys(PROJECTIONS, 24)] * 6
     batch = calibration_batches[3]
     tokens = base_model.generate(batch, language="en", task="transcribe")
     expected = base_model(batch, decoder_input_ids=tokens).logits.log_softmax(dim=-1)
 
-    def divergence(*by_loss) -> float:
-        lite = compress(base_model, moments, ranks, *by_loss)
+    def divergence(*optional) -> float:
+        lite = compress(base_model, moments, ranks, *optional)
         found = lite(batch, decoder_input_ids=tokens).logits.log_softmax(dim=-1)
         return float((expected.exp() * (expected - found)).sum(dim=-1).mean())
 
     assert divergence(sensitivities) < 0.8 * divergence()
 
 
-def test_projections_without_a_rank_stay_as_they_are(base_model, moments, sensitivities) -> None:
+def test_projections_without_a_rank_are_unchanged(base_model, moments, sensitivities) -> None:
     ranks = [{}, {"fc1": 8}, {}, {"k_proj": 8, "out_proj": 8}, {}, {}]
     lite = compress(base_model, moments, ranks, sensitivities)
     assert lite.config.low_rank_config == ranks
@@ -138,19 +138,19 @@ def test_projections_without_a_rank_stay_as_they_are(base_model, moments, sensit
     for name, tensor in lite.state_dict().items():
         if "weight1" not in name and "weight2" not in name and tensor.shape == untouched.get(name, tensor[:0]).shape:
             if any(part in name for part in ("1.fc1", "3.self_attn.out_proj", "encoder.layer_norm.bias")):
-                continue  # the bias of a pair is its own, and that of the output is corrected
+                continue  # biases of low-rank pairs and of the output do change
             assert torch.equal(tensor, untouched[name]), name
 
 
 def test_spectra_in_units_of_the_loss(base_model, moments, sensitivities) -> None:
-    """Undamped, all eigenvalues together are what outputs replaced by their mean would cost: tr(G cov(y))."""
+    """Without damping, the eigenvalues sum to the loss of replacing outputs by their mean: tr(G cov(y))."""
     spectra = encoder_spectra(base_model, moments, sensitivities, damping=1e-9)
     layer = base_model.get_encoder().layers[2]
-    of_layer = blended(moments[2], sensitivities.moments[2], UNIFORM)
+    layer_moments = blend_moments(moments[2], sensitivities.moments[2], UNIFORM_WEIGHT)
     weight = layer.self_attn.v_proj.weight.detach().double()
-    covariance = weight @ of_layer["q_proj"].covariance.double() @ weight.t()
+    covariance = weight @ layer_moments["q_proj"].covariance.double() @ weight.t()
     expected = (sensitivities.layers[2]["v_proj"].double() @ covariance).trace()
     assert float(spectra[2]["v_proj"].eigenvalues.sum()) == pytest.approx(float(expected), rel=1e-4)
     weight = layer.fc1.weight.detach().double()
-    expected = (sensitivities.layers[2]["fc1"].double() @ of_layer["fc1"].covariance.double()).trace()
+    expected = (sensitivities.layers[2]["fc1"].double() @ layer_moments["fc1"].covariance.double()).trace()
     assert float(spectra[2]["fc1"].eigenvalues.sum()) == pytest.approx(float(expected), rel=1e-3)

@@ -1,4 +1,4 @@
-"""Eigenvalues and factors against a direct SVD of stored, centred outputs."""
+"""Eigenvalues and factors against a direct SVD of the centred outputs."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from lite_whisper.models.layers import projection_module
 
 
 def svd_reference(outputs: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues of the covariance and the best rank-`rank` approximation of outputs, shape = (frames, features)."""
+    """Eigenvalues of the covariance, and the best rank-`rank` approximation, of outputs of shape (frames, features)."""
     outputs = outputs.double()
     mean = outputs.mean(dim=0)
     _, singular_values, directions = torch.linalg.svd(outputs - mean, full_matrices=False)
@@ -52,7 +52,7 @@ def test_random_matrices(out_features: int, in_features: int, side: str, with_bi
 
 @pytest.mark.slow
 def test_real_activations(base_model, calibration_batches) -> None:
-    """The bar of the project: outputs to 1e-4, eigenvalues to 1e-5 of the largest, for every projection."""
+    """Required accuracy for every projection: outputs 1e-4, eigenvalues 1e-5, relative to the largest eigenvalue."""
     layers, batches = base_model.get_encoder().layers, calibration_batches[:2]
     stored: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
@@ -86,7 +86,7 @@ def test_real_activations(base_model, calibration_batches) -> None:
         assert error < 1e-4, f"layer {index} {projection}: outputs differ by {error:.1e}"
 
 
-def test_share_and_parameters() -> None:
+def test_explained_variance_and_parameters() -> None:
     spectrum = Spectrum(torch.tensor([6.0, 3.0, 1.0]), in_features=3, out_features=12, has_bias=False, frames=100)
     assert spectrum.explained_variance(2) == pytest.approx(0.9)
     assert spectrum.dense_parameters == 36
@@ -94,8 +94,8 @@ def test_share_and_parameters() -> None:
     assert Spectrum(torch.zeros(3), 3, 3, True, 100).explained_variance(1) == 1.0
 
 
-def test_moments_do_not_cancel_far_from_zero() -> None:
-    """Frames whose mean is large against their spread lose nothing, in one batch or many."""
+def test_moments_are_accurate_for_a_large_mean() -> None:
+    """A mean that is large relative to the variance causes no cancellation."""
     frames = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)) + 1000
     moments = Moments.zeros(16)
     for batch in frames.split(300):

@@ -1,14 +1,13 @@
-"""What is kept in files comes back as it was."""
+"""Calibration files and checkpoints of calibration."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from lite_whisper.common import tensor_files as storage
+from lite_whisper.common import tensor_files
 from lite_whisper.common.errors import InputError
 from lite_whisper.common.tensor_files import Checkpoint
 from lite_whisper.configuration_lite_whisper import PROJECTIONS
@@ -18,23 +17,23 @@ from lite_whisper.lowrank.storage import load_calibration, save_calibration
 
 
 @pytest.mark.parametrize("with_sensitivities", [False, True])
-def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) -> None:
-    totals = [{name: torch.randn(4, 4) for name in PROJECTIONS} for _ in moments]
+def test_save_and_load_calibration(with_sensitivities: bool, tmp_path, moments) -> None:
+    matrices = [{name: torch.randn(4, 4) for name in PROJECTIONS} for _ in moments]
     weighted = [
-        {name: Moments(0.1 + index, m.mean + 1, 2 * m.scatter) for name, m in of.items()}
-        for index, of in enumerate(moments)
+        {name: Moments(0.1 + index, m.mean + 1, 2 * m.scatter) for name, m in layer_moments.items()}
+        for index, layer_moments in enumerate(moments)
     ]
     windows = torch.randn(2, 80, 3000)
-    sensitivities = Sensitivities(totals, weighted, Counter(en=3, nl=1), windows) if with_sensitivities else None
+    sensitivities = Sensitivities(matrices, weighted, Counter(en=3, nl=1), windows) if with_sensitivities else None
     save_calibration(moments, tmp_path / "moments.safetensors", {"seed": 3}, sensitivities)
     loaded, loaded_sensitivities, origin = load_calibration(tmp_path / "moments.safetensors")
     assert origin == {"seed": 3}
     pairs = list(zip(loaded, moments, strict=True))
     if loaded_sensitivities is not None:
         pairs += zip(loaded_sensitivities.moments, weighted, strict=True)
-    for of_layer, expected in pairs:
-        assert of_layer.keys() == expected.keys()
-        for name, moment in of_layer.items():
+    for layer_moments, expected in pairs:
+        assert layer_moments.keys() == expected.keys()
+        for name, moment in layer_moments.items():
             assert moment.count == expected[name].count
             assert torch.equal(moment.mean, expected[name].mean)
             assert torch.equal(moment.scatter, expected[name].scatter)
@@ -43,47 +42,47 @@ def test_saved_moments_come_back(with_sensitivities: bool, tmp_path, moments) ->
     else:
         assert loaded_sensitivities is not None and torch.equal(loaded_sensitivities.windows, windows)
         assert loaded_sensitivities.languages == {"en": 3, "nl": 1}
-        for found, of_layer in zip(loaded_sensitivities.layers, totals, strict=True):
-            assert all(torch.equal(found[name], of_layer[name]) for name in PROJECTIONS)
+        for found, expected in zip(loaded_sensitivities.layers, matrices, strict=True):
+            assert all(torch.equal(found[name], expected[name]) for name in PROJECTIONS)
 
 
-def test_a_broken_file_is_named(tmp_path) -> None:
+def test_error_names_a_broken_file(tmp_path) -> None:
     (tmp_path / "moments.safetensors").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"moments\.safetensors is not a file of moments"):
+    with pytest.raises(InputError, match=r"moments\.safetensors is not a file of calibration statistics"):
         load_calibration(tmp_path / "moments.safetensors")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("collect", [collect_moments, partial(collect_sensitivities, draws=1)])
-def test_an_interrupted_pass_goes_on_to_the_same_bits(
+@pytest.mark.parametrize("collect", [collect_moments, collect_sensitivities])
+def test_resumed_pass_gives_identical_results(
     collect: Callable, base_model, calibration_batches, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(storage, "INTERVAL", 0.0)
+    monkeypatch.setattr(tensor_files, "INTERVAL", 0.0)
     batches = [batch[:2] for batch in calibration_batches[:3]]
     expected = collect(base_model, batches)
 
-    def torn_off() -> Iterator[torch.Tensor]:
+    def interrupted() -> Iterator[torch.Tensor]:
         yield from batches[:2]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(base_model, torn_off(), checkpoint=Checkpoint(tmp_path / "part", {"seed": 3}))
+        collect(base_model, interrupted(), checkpoint=Checkpoint(tmp_path / "part", {"seed": 3}))
     with pytest.raises(InputError, match="seed was 3, now 4"):
         collect(base_model, batches, checkpoint=Checkpoint(tmp_path / "part", {"seed": 4}))
-    nothing = [torch.full_like(batch, torch.nan) for batch in batches[:2]]  # is not looked at again
-    found = collect(base_model, [*nothing, batches[2]], checkpoint=Checkpoint(tmp_path / "part", {"seed": 3}))
+    skipped = [torch.full_like(batch, torch.nan) for batch in batches[:2]]
+    found = collect(base_model, [*skipped, batches[2]], checkpoint=Checkpoint(tmp_path / "part", {"seed": 3}))
     if isinstance(found, Sensitivities):
         assert found.languages == expected.languages
         found, expected = found.layers, expected.layers
-    for of_layer, wanted in zip(found, expected, strict=True):
-        for name, value in of_layer.items():
+    for layer_values, wanted in zip(found, expected, strict=True):
+        for name, value in layer_values.items():
             if isinstance(value, Moments):
                 assert value.count == wanted[name].count and torch.equal(value.mean, wanted[name].mean)
                 value, wanted[name] = value.scatter, wanted[name].scatter
             assert torch.equal(value, wanted[name])
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, base_model, calibration_batches) -> None:
+def test_error_names_a_damaged_checkpoint(tmp_path: Path, base_model, calibration_batches) -> None:
     (tmp_path / "part_0_of_1.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="is not a valid checkpoint"):
         collect_moments(base_model, calibration_batches, checkpoint=Checkpoint(tmp_path / "part", {}))
