@@ -38,7 +38,7 @@ def test_ranks_give_the_published_sizes(encoder_speed, shape: str, size: str) ->
     parameters = sum(p.numel() for name, p in encoder.named_parameters() if "embed_positions" not in name)
     name = f"lite-whisper-{'large-v3-turbo' if shape == 'turbo' else shape}" + ("" if size == "plain" else f"-{size}")
     assert parameters == pytest.approx(1e6 * FACTS["checkpoints"][name]["encoder"], rel=0.005)
-    assert all(rank % 16 == 0 for of_layer in ranks for rank in of_layer.values())
+    assert all(rank % 16 == 0 for layer_ranks in ranks for rank in layer_ranks.values())
 
 
 def test_known_ranks_are_kept(encoder_speed) -> None:

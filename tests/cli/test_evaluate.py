@@ -157,7 +157,7 @@ def test_sets_without_any_transcript(tmp_path: Path, capsys) -> None:
     assert "bare has no transcripts" in capsys.readouterr().err
 
 
-def test_two_models_of_one_name(digits: Path, tmp_path: Path, capsys) -> None:
+def test_two_models_with_the_same_name(digits: Path, tmp_path: Path, capsys) -> None:
     other = shutil.copytree(MODEL, tmp_path / "whisper-digits")
     assert main([str(MODEL), str(other), "--dataset", str(digits), "--output", str(tmp_path / "results")]) == 1
     assert "two models have the name whisper-digits" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from lite_whisper.common.errors import InputError
 from lite_whisper.common.files import record_origin, working_folder
 
 
-def test_a_folder_holds_results_of_one_origin(tmp_path: Path) -> None:
+def test_a_folder_rejects_results_of_another_origin(tmp_path: Path) -> None:
     folder = tmp_path / "out.unfinished"
     record_origin(folder, {"model": "a", "language": "en"})
     (folder / "transcripts.jsonl").write_text("kept")

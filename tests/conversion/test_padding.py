@@ -26,7 +26,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_ratio_of_one_gives_the_dense_encoder_with_its_padding(speech: Path, tmp_path: Path) -> None:
+def test_ratio_1_gives_the_dense_encoder_with_its_padding(speech: Path, tmp_path: Path) -> None:
     output = tmp_path / "whole"
     options = ["--base-model", MODEL, "--ratio", 1, "--num-windows", 4, "--dataset", speech, "--output", output]
     assert main(list(map(str, options))) == 0

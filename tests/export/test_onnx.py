@@ -157,11 +157,11 @@ def test_the_folder_is_complete(folder: Path) -> None:
     graphs = {f"onnx/{part}{suffix}.onnx" for part in parts for suffix in ONNX_SUFFIXES.values()}
     assert graphs <= files
     for name in ("vocab.json", "added_tokens.json", "merges.txt"):
-        of_model, written = ((where / name).read_text(encoding="utf-8") for where in (MODEL, folder))
+        original, written = ((where / name).read_text(encoding="utf-8") for where in (MODEL, folder))
         if name.endswith("json"):
-            assert json.loads(of_model).items() <= json.loads(written).items()
+            assert json.loads(original).items() <= json.loads(written).items()
         else:
-            merges = [[line for line in text.splitlines() if not line.startswith("#")] for text in (written, of_model)]
+            merges = [[line for line in text.splitlines() if not line.startswith("#")] for text in (written, original)]
             assert merges[0] == merges[1]
     config, generation, before = (
         json.loads(path.read_text())

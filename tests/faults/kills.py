@@ -188,8 +188,8 @@ class Workplace:
         (self.inputs / "test/metadata.csv").write_text("".join(rows[:7]))
         (self.inputs / "speech/broken.flac").write_bytes(b"broken")
         made = self.run(
-            "convert --base-model {model} --dataset {inputs}/speech --recipe liteasr --thresholds 0.9:0.95 --num-windows 4 "
-            "--output {inputs}/lite-digits",
+            "convert --base-model {model} --dataset {inputs}/speech --recipe liteasr --thresholds 0.9:0.95 "
+            "--num-windows 4 --output {inputs}/lite-digits",
             self.inputs,
         )
         assert made.code == 0, made.said

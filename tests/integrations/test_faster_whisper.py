@@ -97,7 +97,7 @@ def test_a_stock_whisper_with_an_int8_decoder(base_model, processor, test_clips:
 
 
 def test_all_that_faster_whisper_does(recognizer: LiteWhisperModel, test_clips: list[Clip]) -> None:
-    """Beams, voice activity detection, times of words, languages; batches give what one clip at a time does."""
+    """Beams, voice activity detection, word timestamps, languages; batches give what one clip at a time does."""
     clip = test_clips[1]
     segments, info = recognizer.transcribe(
         clip.samples, beam_size=3, vad_filter=True, word_timestamps=True, vad_parameters={"threshold": 0.2}

@@ -99,17 +99,17 @@ def states(lite: Path, features: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def of_vllm(lite: Path) -> nn.Module:
+def in_vllm(lite: Path) -> nn.Module:
     return vllm_model(lite)
 
 
-def test_it_encodes_what_transformers_does(of_vllm, features: torch.Tensor, states: torch.Tensor) -> None:
-    torch.testing.assert_close(encode(of_vllm, features), states, atol=2e-4, rtol=1e-4)
+def test_it_encodes_what_transformers_does(in_vllm, features: torch.Tensor, states: torch.Tensor) -> None:
+    torch.testing.assert_close(encode(in_vllm, features), states, atol=2e-4, rtol=1e-4)
 
 
-def test_pairs_are_where_the_configuration_has_them(of_vllm) -> None:
+def test_pairs_are_where_the_configuration_has_them(in_vllm) -> None:
     """q, k and v share one product, of their ranks together; what is not compressed is vLLM's own layer."""
-    for layer, ranks in zip(of_vllm.model.encoder.layers, RANKS, strict=True):
+    for layer, ranks in zip(in_vllm.model.encoder.layers, RANKS, strict=True):
         for projection, module in (("out_proj", layer.self_attn), ("fc1", layer.mlp), ("fc2", layer.mlp)):
             assert isinstance(getattr(module, projection), LowRankPair) == (projection in ranks)
         stacked = [ranks[name] for name in ("q_proj", "k_proj", "v_proj") if name in ranks]
@@ -118,34 +118,34 @@ def test_pairs_are_where_the_configuration_has_them(of_vllm) -> None:
             assert layer.self_attn.qkv_proj.first.output_size == sum(stacked)
 
 
-def test_the_bias_of_keys_is_loaded(of_vllm, lite: Path) -> None:
+def test_the_bias_of_keys_is_loaded(in_vllm, lite: Path) -> None:
     """It cancels in the softmax, so that no state shows it."""
     attention = LiteWhisperForConditionalGeneration.from_pretrained(lite).get_encoder().layers[2].self_attn
-    bias = of_vllm.model.encoder.layers[2].self_attn.qkv_proj.second["k"].bias
+    bias = in_vllm.model.encoder.layers[2].self_attn.qkv_proj.second["k"].bias
     torch.testing.assert_close(bias.data, attention.k_proj.bias.data)
     assert bias.abs().max() > 0
 
 
 def test_padding_that_is_known_is_not_computed(padded: Path, lite: Path, features, states) -> None:
-    of_vllm, ours = vllm_model(padded), LiteWhisperForConditionalGeneration.from_pretrained(padded).get_encoder()
+    in_vllm, ours = vllm_model(padded), LiteWhisperForConditionalGeneration.from_pretrained(padded).get_encoder()
     lengths = []
-    hook = of_vllm.model.encoder.layers[0].register_forward_hook(lambda *args: lengths.append(args[1][0].shape[1]))
+    hook = in_vllm.model.encoder.layers[0].register_forward_hook(lambda *args: lengths.append(args[1][0].shape[1]))
     for batch in (features, features[:1]):
         with torch.no_grad():
             wanted = ours(batch)[0]
-        torch.testing.assert_close(encode(of_vllm, batch), wanted, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(encode(in_vllm, batch), wanted, atol=1e-3, rtol=1e-3)
         assert (wanted - states[: len(batch)]).abs().max() > 0.1  # the tables count
     assert lengths[1] < lengths[0] < 300
     full = features[:1].clone()
     full[0, 0, -1] += 1
-    torch.testing.assert_close(encode(of_vllm, full), ours(full)[0].detach(), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(encode(in_vllm, full), ours(full)[0].detach(), atol=2e-4, rtol=1e-4)
     hook.remove()
     assert lengths[2] == 300
 
 
 def test_constant_padding_is_switched_off(padded: Path, features: torch.Tensor, states: torch.Tensor) -> None:
-    of_vllm = vllm_model(padded, hf_overrides={"constant_padding": None})
-    torch.testing.assert_close(encode(of_vllm, features), states, atol=2e-4, rtol=1e-4)
+    in_vllm = vllm_model(padded, hf_overrides={"constant_padding": None})
+    torch.testing.assert_close(encode(in_vllm, features), states, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

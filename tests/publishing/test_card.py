@@ -290,8 +290,7 @@ def values_on_the_hub(hub: HubStandIn) -> dict[str, object]:
     entries = parse_eval_result_entries(yaml.safe_load(contents(hub.repositories["models", NAME].main.files[FILE])))
     assert {entry.dataset_id for entry in entries} == {BENCHMARK}
     assert {entry.notes for entry in entries} == {
-        "words scored with compounds merged as on the Open ASR leaderboard (kaldialign); "
-        "normalizer of Whisper: basic"
+        "words scored with compounds merged as on the Open ASR leaderboard (kaldialign); normalizer of Whisper: basic"
     }
     return {entry.task_id: entry.value for entry in entries}
 
@@ -318,7 +317,7 @@ def test_some_sets_have_no_mean(lite: Path, named: list[Path], benchmark: HubSta
     assert list(values_on_the_hub(benchmark)) == ["ami_cleaned_wer"]
 
 
-def test_other_sets_ask_nothing_and_files_of_ones_own_stay(lite: Path, manifests: list[Path], hub: HubStandIn) -> None:
+def test_other_sets_ask_nothing_and_user_files_stay(lite: Path, manifests: list[Path], hub: HubStandIn) -> None:
     (lite / FILE).parent.mkdir()
     (lite / FILE).write_text("[]")
     (lite / FILE).with_suffix(".log").write_text("")

@@ -148,7 +148,7 @@ def test_a_mistyped_path_creates_no_files(recordings: Path, tmp_path: Path, caps
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_summary_of_one_recording_is_singular(recordings: Path, tmp_path: Path, capsys) -> None:
+def test_the_summary_of_a_single_recording(recordings: Path, tmp_path: Path, capsys) -> None:
     assert transcribe(recordings / "monday/test_000.flac", tmp_path / "out.txt") == 0
     assert capsys.readouterr().out.startswith("1 recording transcribed\n")
 
