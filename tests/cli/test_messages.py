@@ -125,7 +125,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     ),
     "fewer frames than a rank needs": (
         with_one_second_window,
-        r"rank 64 of layer 0 q_proj needs 65 frames.*there are 50.*15 more",
+        r"rank 64 of layer 0 q_proj needs at least 65 frames.*got 50; add at least 15 more",
     ),
     "no model": (always("--base-model", "/no/such/model"), r"/no/such/model.*check the path"),
     "relative path of no model": (

@@ -126,7 +126,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     with caplog.at_level(logging.WARNING):
         evaluate(base_model, processor, Dataset(clips), tmp_path / "m.jsonl", str.strip, 8)
     assert said(tmp_path / "m.jsonl") == said(undisturbed)
-    assert "out of memory with 8 clips at once; going on with 4" in caplog.text
+    assert "out of memory with 8 clips per batch; continuing with 4" in caplog.text
 
 
 def test_other_failures_and_single_clips_are_raised(base_model, processor, clips, tmp_path, monkeypatch) -> None:

@@ -43,7 +43,7 @@ def test_a_truncated_last_line_is_dropped_with_a_warning(tmp_path: Path, caplog:
     with caplog.at_level(logging.WARNING):
         path.write_bytes(whole[:-7])
         truncate_torn_line(path)
-    assert read_manifest(path) == [utterance(0)] and "cut off" in caplog.text
+    assert read_manifest(path) == [utterance(0)] and "incomplete last line" in caplog.text
     path.write_bytes(whole[:3])
     truncate_torn_line(path)
     assert read_manifest(path) == []

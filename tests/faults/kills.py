@@ -35,8 +35,8 @@ import torch
 from safetensors import serialize_file
 from tqdm import tqdm
 
-from lite_whisper.cli.lite_whisper_commands import load
 from lite_whisper.common import tensor_files as storage
+from lite_whisper_commands import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, CALIBRATION, TEST = EXAMPLES / "whisper-digits", EXAMPLES / "digits/calibration", EXAMPLES / "digits/test"

@@ -20,15 +20,15 @@ from kills import CALIBRATION, MODEL, TEST, contents, differences
 
 from lite_whisper.audio import sources
 from lite_whisper.cli.exit_codes import run as exit_code
-from lite_whisper.cli.lite_whisper_commands import load
 from lite_whisper.common.errors import InputError
 from lite_whisper.common.files import check_output_folder, remove_leftovers, temporary_name, working_folder
-from lite_whisper.common.json_lines import append, truncate_torn_line
+from lite_whisper.common.json_lines import append_lines, truncate_torn_line
 from lite_whisper.evaluation.manifest import Utterance, read_manifest
 from lite_whisper.lowrank.storage import load_calibration, save_calibration
 from lite_whisper.training.trainer import last_checkpoint
 from lite_whisper.transcription.formats import Segment, Transcript
 from lite_whisper.transcription.transcriber import finished_recordings, read_transcripts
+from lite_whisper_commands import load
 
 pytestmark = pytest.mark.long
 
@@ -132,7 +132,7 @@ def no_file_beyond(size: int) -> Iterator[None]:
     [
         ("convert", [1_000_000]),  # moments
         ("evaluate", [1_000, 20_000]),  # the manifest, plots
-        ("recover", [100_000, 2_000_000]),  # lessons, the weights of a checkpoint
+        ("recover", [100_000, 2_000_000]),  # distillation data, the weights of a checkpoint
         ("transcribe", [600]),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_damaged_file_is_named_or_made_anew(
         assert not differences(undisturbed, contents(folder))
 
 
-def test_damaged_lessons_and_checkpoints_are_made_anew(
+def test_damaged_distillation_data_and_checkpoints_are_recomputed(
     inputs: Path, stages, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     left, undisturbed = stages["recover"]
@@ -273,7 +273,7 @@ def test_no_flipped_bit_in_lines_goes_unnoticed(tmp_path: Path) -> None:
     refused = 0
     for lines, read in written:
         path.unlink(missing_ok=True)
-        append(path, lines)
+        append_lines(path, lines)
         data = path.read_bytes()
         assert read() == lines
         for _ in range(300):

@@ -29,7 +29,7 @@ for folder in sys.argv[1:]:
 KINDS = {
     "feature extractor": "requires custom Python code, which is never run",
     "tokenizer": "requires custom Python code, which is never run",
-    "model of the processor": "names an audio_tokenizer, which no Whisper has",
+    "model of the processor": "has an audio_tokenizer",
     "all files": "loaded",  # transformers does not need the code
 }
 RAN = "custom code ran"

@@ -91,7 +91,7 @@ def test_absurd_sizes_of_a_feature_extractor_are_refused(setting: str, size: Any
         ({"base_model": "x", "calibration": "speech"}, "calibration in .* is not an object"),
         ({"base_model": "x", "recipe": []}, "recipe in .* is not an object"),
         ({"base_model": "x", "low_rank_config": {}}, "low_rank_config in .* is not a list"),
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
     ],
     ids=str,
 )

@@ -43,9 +43,9 @@ def test_beams_and_translation_reach_ctranslate2(tmp_path: Path, monkeypatch) ->
     from lite_whisper.integrations.ctranslate2_recognizer import CTranslate2Recognizer
 
     calls = []
-    decoded = CTranslate2Recognizer._decoded
+    decode = CTranslate2Recognizer._decode
     monkeypatch.setattr(
-        CTranslate2Recognizer, "_decoded", lambda self, *rest: calls.append(rest[1:]) or decoded(self, *rest)
+        CTranslate2Recognizer, "_decode", lambda self, *rest: calls.append(rest[1:]) or decode(self, *rest)
     )
     options = ["--language", "de", "--task", "translate", "--num-beams", "2", "--backend", "ctranslate2"]
     transcribe(tmp_path, *options, sources=(SHORT[0],))
