@@ -10,9 +10,6 @@ import torch
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from ..common.errors import InputError
-from ..conversion.padding import PaddingSettings
-from ..conversion.recover import RecoverySettings
-from ..conversion.settings import NOISE
 from .exit_codes import explained
 
 Settings = TypeVar("Settings")
@@ -65,7 +62,7 @@ def add_batch_size(parser: Parser, default: int, what: str = "windows of audio")
     parser.add_argument("--batch-size", type=positive, default=default, help=f"{what} per batch (default: %(default)s)")
 
 
-def add_training_audio(parser: Parser, settings: type[PaddingSettings] | type[RecoverySettings]) -> None:
+def add_training_audio(parser: Parser, num_windows: int, noise: Sequence[float], seed: int) -> None:
     """Adds `--dataset`, `--num-windows`, `--noise` and `--seed` of commands that learn from audio."""
     parser.add_argument(
         "--dataset",
@@ -77,18 +74,18 @@ def add_training_audio(parser: Parser, settings: type[PaddingSettings] | type[Re
     parser.add_argument(
         "--num-windows",
         type=positive,
-        default=settings.num_windows,
+        default=num_windows,
         help="windows of audio, 30 s each for the published Whispers (default: %(default)s)",
     )
     parser.add_argument(
         "--noise",
         type=noise_range,
-        default=NOISE,
+        default=noise,
         metavar="LOW:HIGH",
         help="add white noise to each window at a signal-to-noise ratio drawn from this range in dB, or none "
-        "(default: 0:40)",
+        f"(default: {':'.join(f'{level:g}' for level in noise) or 'none'})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=seed, help="random seed (default: %(default)s)")
 
 
 def add_decoding(parser: Parser) -> None:

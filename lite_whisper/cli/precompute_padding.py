@@ -24,7 +24,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     )
     add_model_folder(parser)
     add_output(parser)
-    add_training_audio(parser, PaddingSettings)
+    add_training_audio(parser, PaddingSettings.num_windows, PaddingSettings.noise, PaddingSettings.seed)
     add_batch_size(parser, PaddingSettings.batch_size)
     add_device(parser)
     return parser

@@ -30,7 +30,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add_model_folder(parser, "compressed model")
     add_base_model(parser, default="the one named in the compressed model")
     add_output(parser)
-    add_training_audio(parser, RecoverySettings)
+    add_training_audio(parser, RecoverySettings.num_windows, Recovery.noise, Recovery.seed)
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--minutes", type=positive_number, default=Recovery.minutes, help="training time (default: %(default)g)"
