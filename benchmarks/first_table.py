@@ -16,7 +16,8 @@ Accuracy: word error rate on `--references` (audio with transcripts, like the ca
 float32; clips on which that model itself falls into a hallucination loop are left out. Each difference to stock
 transformers has a 95 % interval by paired bootstrap.
 
-Transcripts for the accuracy figures are kept in the output folder: run the same command again to resume. Writes
+Transcripts for the accuracy figures are kept in the output folder: run the same command again to resume; a folder of
+another commit or other models is refused. Writes
 first-table.json.
 """
 
@@ -30,15 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quality import compare_words
-from record import write_results
+from record import commit, write_results
 from runtimes import OWN, RUNTIMES, transcribe_in_new_process
 
 from lite_whisper.audio import SAMPLING_RATE, AudioDataset, Clip
-from lite_whisper.common.files import temporary_name
+from lite_whisper.common.files import record_origin, temporary_name
 from lite_whisper.evaluation.significance import paired_bootstrap
 from lite_whisper.evaluation.word_error_rate import text_normalizer
 from lite_whisper.models.fallback import MAX_COMPRESSION_RATIO, compression_ratio
-from lite_whisper.models.folders import load_processor
+from lite_whisper.models.folders import fingerprint, load_model, load_processor
 
 DURATIONS = {"short": 3, "long": 12}  # seconds
 
@@ -163,7 +164,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.joined = False  # as in runtimes.py: one clip at a time
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    models = {
+        model: fingerprint(load_model(getattr(arguments, model))[0]) for model in ("stock", "padded", "compressed")
+    }
+    record_origin(arguments.output, {"commit": commit(), "language": arguments.language, **models})
     benchmark = Benchmark(arguments)
     accuracy, speed = benchmark.accuracy(), benchmark.speed()
     rows = [{"contender": each.label, **speed[each], **accuracy[each]} for each in CONTENDERS]
